@@ -1,0 +1,40 @@
+"""evocluster: evolve the whole configuration of an LLM program on one true Pareto front.
+
+    import evocluster
+    result = evocluster.optimize(evocluster.load_config("quickstart.yaml"))
+
+Public names load when they are first used: `import evocluster` costs nothing and pulls in no heavy library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evocluster.build import optimize
+    from evocluster.config import load as load_config
+    from evocluster.report.result import Result
+    from evocluster.search.optimizer import Optimizer
+
+__version__ = "0.1.0"
+__all__ = ["Optimizer", "Result", "__version__", "load_config", "optimize"]
+
+_HOMES = {
+    "optimize": ("evocluster.build", "optimize"),
+    "Result": ("evocluster.report.result", "Result"),
+    "Optimizer": ("evocluster.search.optimizer", "Optimizer"),
+    "load_config": ("evocluster.config", "load"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from the file that defines it. Raises: AttributeError."""
+    if name not in _HOMES:
+        raise AttributeError(f"evocluster has no {name!r}; it has: {', '.join(sorted(__all__))}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

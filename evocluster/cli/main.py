@@ -1,0 +1,61 @@
+"""The `evocluster` command.
+
+Exit codes: 0 done, 1 unexpected, 2 config or data wrong (nothing spent), 3 the run folder exists, 4 a run folder is
+damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not be used, 130 interrupted (saved).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+from rich.console import Console
+
+from evocluster.cli import models, resume, run, show
+from evocluster.errors import EvoclusterError
+
+app = typer.Typer(
+    name="evocluster",
+    help="Evolve the whole configuration of an LLM program: quality, latency, cost and robustness on one Pareto front.",
+    epilog=(
+        "Example: evocluster run configs/quickstart.yaml; evocluster show runs/quickstart. "
+        "Exit codes: 0 done, 1 unexpected, "
+        "2 config or data, 3 run folder exists, 4 run folder damaged, 5 budget spent before a front, 6 disk, 7 model, "
+        "130 interrupted (everything finished is saved)."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("resume")(resume.resume)
+app.command("show")(show.show)
+app.add_typer(models.app, name="models")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from evocluster import __version__
+
+        typer.echo(f"evocluster {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Set-up common to all verbs."""
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one message and its exit code, never a traceback."""
+    try:
+        app()
+    except EvoclusterError as error:
+        if os.environ.get("EVOCLUSTER_TRACEBACK"):
+            traceback.print_exc()
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,160 @@
+"""What a person sees while a run goes on: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from evocluster.report.result import Result, heading
+
+PLAIN_EVERY_S = 5.0
+ROWS = 8
+
+
+class Display:
+    """Call it with progress. On a terminal a live picture, otherwise a line each five seconds; silent when `quiet`."""
+
+    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._clock = clock
+        self._live: Live | None = None
+        self._last = -PLAIN_EVERY_S
+        self._speed = Speed()
+
+    def __enter__(self) -> Display:
+        if not self._quiet and self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if not self._quiet:
+            self._console.print(Text(text))
+
+    def __call__(self, progress: Mapping[str, Any]) -> None:
+        """Show this progress (see engine.Engine.progress)."""
+        if self._quiet or not progress:
+            return
+        now = self._clock()
+        rate = self._speed.update(now, progress.get("evaluations", 0))
+        if self._live is not None:
+            self._live.update(Group(Text(line(progress, rate), style="bold"), _front(progress)))
+        elif now - self._last >= PLAIN_EVERY_S:
+            self._last = now
+            self._console.print(Text(line(progress, rate)), soft_wrap=True)
+
+
+class Speed:
+    """Evaluations a second over the last ten seconds."""
+
+    def __init__(self, window_s: float = 10.0) -> None:
+        self._window_s = window_s
+        self._seen: list[tuple[float, int]] = []
+
+    def update(self, now: float, count: int) -> float:
+        """Note the count; returns the rate."""
+        self._seen.append((now, count))
+        while len(self._seen) > 2 and now - self._seen[0][0] > self._window_s:
+            self._seen.pop(0)
+        since, before = self._seen[0]
+        seconds = now - since
+        return (count - before) / seconds if seconds > 0 else 0.0
+
+
+def line(progress: Mapping[str, Any], rate: float) -> str:
+    """One line of progress: phase, generation, evaluations, cache hits, spend against budget, time."""
+    calls, cached = progress.get("calls", 0), progress.get("cached", 0)
+    budget = progress.get("budget") or {}
+    parts = [
+        f"{progress.get('phase', '')}",
+        f"generation {progress.get('generation', 0)}",
+        f"{progress.get('evaluations', 0)} evaluations ({rate:.1f}/s, {progress.get('in_flight', 0)} in flight)",
+        f"{calls}{_of(budget.get('calls'))} calls, {100 * cached / max(1, calls):.0f}% from the cache",
+        f"${progress.get('usd', 0.0):.4f}{_of(budget.get('usd'), '$')}",
+        f"{progress.get('elapsed_s', 0.0):.0f} s{_left(progress)}",
+    ]
+    best = progress.get("best_quality")
+    if best is not None:
+        parts.insert(2, f"best train quality {best:.2f}")
+    return " | ".join(parts)
+
+
+def _of(limit: float | None, unit: str = "") -> str:
+    return f" of {unit}{limit:g}" if limit else ""
+
+
+def _left(progress: Mapping[str, Any]) -> str:
+    """Time left for the search, by whichever budget is used up first at the present pace."""
+    budget, elapsed = progress.get("budget") or {}, float(progress.get("elapsed_s", 0.0))
+    shares = [
+        float(progress.get(name, 0.0)) / limit for name in ("calls", "usd", "generation") if (limit := budget.get(name))
+    ]
+    if minutes := budget.get("minutes"):
+        shares.append(elapsed / (minutes * 60))
+    share = max(shares, default=0.0)
+    return f", about {elapsed / share - elapsed:.0f} s left" if 0.02 < share < 1 else ""
+
+
+def _front(progress: Mapping[str, Any]) -> Table:
+    """The best of the population so far, on train."""
+    names: list[str] = list(progress.get("objectives", []))
+    table = Table(show_edge=False, pad_edge=False, title="front so far (train)", title_justify="left")
+    table.add_column("genome")
+    for name in names:
+        table.add_column(Text(heading(name)), justify="right")
+    front: list[Mapping[str, Any]] = list(progress.get("front", []))
+    for member in front[:ROWS]:
+        values = member["values"]
+        table.add_row(str(member["genome"])[:8], *(_short(name, values.get(name)) for name in names))
+    if len(front) > ROWS:
+        table.add_row(f"… {len(front) - ROWS} more")
+    return table
+
+
+def _short(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value * 1e6:.3g}" if name == "cost_usd" else f"{value:.0f}" if name == "latency_ms" else f"{value:.3f}"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """A question whether Ctrl-C was pressed. Once: finish and save; twice: leave at once."""
+    pressed = 0
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            raise KeyboardInterrupt
+        print("\nfinishing what is in flight and saving; press Ctrl-C again to leave at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave(result: Result) -> None:
+    """Raises: SystemExit 130 when the run was interrupted."""
+    if result.status == "interrupted":
+        raise SystemExit(130)

@@ -1,0 +1,28 @@
+"""`evocluster resume`: go on with a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evocluster.cli import progress
+from evocluster.cli.show import print_result
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The run folder that `evocluster run` made.")],
+    runner: Annotated[str | None, typer.Option("--runner", help="ray or local (default: as before).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Go on with a run that was interrupted, killed or failed; nothing finished is paid again.
+
+    Example: evocluster resume runs/quickstart
+    """
+    from evocluster import build
+
+    with progress.Display(quiet=as_json) as display, progress.interruptible() as interrupted:
+        result = build.resume(folder, runner, show=display, say=display.say, interrupted=interrupted)
+    print_result(result, as_json)
+    progress.leave(result)

@@ -1,0 +1,42 @@
+"""`evocluster run`: a config file to a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evocluster.cli import progress
+from evocluster.cli.show import print_result
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="The YAML file that describes task, models, space and budget.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change one value, e.g. --set budget.calls=500."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).")] = None,
+    runner: Annotated[
+        str | None, typer.Option("--runner", help="ray (default) or local: in this process, no cluster.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Evolve a configuration: evaluates, selects, and writes the run folder.
+
+    Ctrl-C once: what is in flight is finished and saved, and `evocluster resume` goes on from there.
+
+    Examples:
+
+      evocluster run configs/quickstart.yaml
+
+      evocluster run my.yaml --set budget.usd=2 --set seed=3 --out runs/second --runner local
+    """
+    from evocluster import build
+
+    plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])])
+    with progress.Display(quiet=as_json) as display, progress.interruptible() as interrupted:
+        result = build.run(plan, out, show=display, say=display.say, interrupted=interrupted)
+    print_result(result, as_json)
+    progress.leave(result)

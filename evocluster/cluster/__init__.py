@@ -1,0 +1,1 @@
+"""The cluster room: lends the engine a whole Ray cluster."""

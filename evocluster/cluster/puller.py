@@ -1,0 +1,90 @@
+"""A worker process of the cluster: pulls batches, keeps hundreds of calls in flight, hands results in coalesced.
+
+One async actor a core with `num_cpus=0`; measured on two cores, pulling batches costs 0.3 ms of CPU an evaluation where
+one actor call an evaluation costs 1.5 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
+
+from evocluster.engine.worker import Worker
+from evocluster.llm.client import Cache
+from evocluster.records import Proposal, Trial
+
+
+class Source(Protocol):
+    """Where work comes from and results go: the population actor, seen from a worker."""
+
+    def pull(self, worker: str, room: int) -> Awaitable[list[Proposal] | None]: ...
+
+    def finish(self, worker: str, trials: list[Trial]) -> Awaitable[None]: ...
+
+    def fail(self, failure: Exception) -> Awaitable[None]: ...
+
+
+class Puller:
+    """Carries out proposals of a source until it says that it is over."""
+
+    def __init__(self, name: str, worker: Worker, source: Source, cache: Cache | None) -> None:
+        self._name = name
+        self._worker = worker
+        self._source = source
+        self._cache = cache
+        self._load = 0
+        self._outbox: list[Trial] = []
+        self._changed = asyncio.Event()
+        self._sending: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Open, pull until over, close. A fatal error of the worker is handed to the source and ends this puller."""
+        try:
+            await self._worker.open(self._cache)
+            await self._pull()
+        except Exception as failure:  # handed to the run's owner, who raises it
+            await self._source.fail(failure)
+        finally:
+            for task in list(self._running):
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+            await self._worker.close()
+
+    async def _pull(self) -> None:
+        ahead = max(1, self._worker.slots // 4)
+        while True:
+            room = self._worker.slots + ahead - self._load
+            if room <= 0:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            batch = await self._source.pull(self._name, room)
+            if batch is None:
+                return
+            for proposal in batch:
+                self._load += max(1, len(proposal.items))
+                task = asyncio.ensure_future(self._carry_out(proposal))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    async def _carry_out(self, proposal: Proposal) -> None:
+        try:
+            trial = await self._worker.run(proposal)
+        except Exception as failure:  # fatal: ends the run, not only this proposal
+            await self._source.fail(failure)
+            return
+        finally:
+            self._load -= max(1, len(proposal.items))
+            self._changed.set()
+        self._outbox.append(trial)
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.ensure_future(self._send())
+            self._running.add(self._sending)
+            self._sending.add_done_callback(self._running.discard)
+
+    async def _send(self) -> None:
+        while self._outbox:
+            trials, self._outbox = self._outbox, []
+            await self._source.finish(self._name, trials)

@@ -1,0 +1,194 @@
+"""The Runner over Ray: worker actors on every node pull from the population actor, and are replaced when they die.
+
+Lives inside the population actor, next to the engine that feeds it. Paying work is never retried by Ray (max_restarts
+and max_task_retries are 0): leases decide what is carried out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evocluster.cluster.cache import RemoteCache
+from evocluster.cluster.dispatch import Dispatch
+from evocluster.cluster.puller import Puller
+from evocluster.engine.worker import Worker
+from evocluster.errors import EvoclusterError
+from evocluster.llm.stack import Hosted, Stack
+from evocluster.records import Proposal, Trial
+from evocluster.telemetry import log
+
+DEATHS = 20
+"""Worker deaths in one run before it stops: something kills them all."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the work is spread."""
+
+    in_flight: int
+    """Evaluations at once, over all workers."""
+    workers: int | None = None
+    """Worker processes over the cluster; None: one a core, at most two a node (an async process fills a core)."""
+
+
+class NodeHost:
+    """One a node: starts the servers of the embedded models there, and stops them with the run."""
+
+    def __init__(self, models: Mapping[str, Hosted]) -> None:
+        self._models = dict(models)
+
+    async def start(self) -> dict[str, tuple[str, ...]]:
+        """Model name -> addresses of its servers on this node."""
+        return {name: await model.start() for name, model in self._models.items()}
+
+    async def stop(self) -> None:
+        """Stop them."""
+        for model in self._models.values():
+            await model.stop()
+
+
+class PopulationSource:
+    """The population actor as a puller sees it; picklable."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def pull(self, worker: str, room: int) -> list[Proposal] | None:
+        """See cluster.puller.Source."""
+        batch: list[Proposal] | None = await self._actor.pull.remote(worker, room)
+        return batch
+
+    async def finish(self, worker: str, trials: list[Trial]) -> None:
+        """See cluster.puller.Source."""
+        await self._actor.finish.remote(worker, trials)
+
+    async def fail(self, failure: Exception) -> None:
+        """See cluster.puller.Source."""
+        await self._actor.fail.remote(failure)
+
+
+class RayRunner:
+    """See engine.runner.Runner. Call order: construct in an actor, open, submit and next, close."""
+
+    def __init__(self, worker: Worker, stack: Stack, cache: RemoteCache | None, layout: Layout) -> None:
+        self.dispatch = Dispatch()
+        self._worker = worker
+        self._stack = stack
+        self._cache = cache
+        self._layout = layout
+        self._hosts: dict[str, Any] = {}
+        self._stacks: dict[str, Stack] = {}
+        self._actors: dict[str, Any] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._deaths = 0
+        self._closing = False
+
+    async def open(self) -> None:
+        """Start hosts and workers on every node. Raises: what starting a model's servers raises."""
+        import ray
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        for node in nodes:
+            await self._open_node(node["NodeID"])
+        places = _places(nodes, self._layout)
+        for index, place in enumerate(places):
+            share = self._layout.in_flight // len(places) + (index < self._layout.in_flight % len(places))
+            self._start(f"worker-{index}", place, max(1, share), 0)
+
+    async def _open_node(self, node: str) -> None:
+        """Start what has to run on this node."""
+        hosted = self._stack.hosted()
+        urls: Mapping[str, tuple[str, ...]] = {}
+        if hosted:
+            host = _remote(NodeHost, node).remote(hosted)
+            self._hosts[node] = host
+            urls = await _unwrapped(host.start.remote())
+        self._stacks[node] = self._stack.attached(urls)
+
+    def _start(self, name: str, node: str, slots: int, attempt: int) -> None:
+        import ray
+
+        source = PopulationSource(ray.get_runtime_context().current_actor)
+        worker = self._worker.sized(slots, self._stacks[node])
+        lease = f"{name}.{attempt}"
+        actor = _remote(Puller, node).remote(lease, worker, source, self._cache)
+        self._actors[name] = actor
+        watcher = asyncio.ensure_future(self._watch(name, node, slots, attempt, actor))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    async def _watch(self, name: str, node: str, slots: int, attempt: int, actor: Any) -> None:
+        import ray
+
+        try:
+            await actor.run.remote()
+        except ray.exceptions.RayActorError as death:
+            if self._closing:
+                return
+            back = self.dispatch.lost(f"{name}.{attempt}")
+            self._deaths += 1
+            log.warning("%s died; %d proposal(s) go to another worker", name, back)
+            if self._deaths >= DEATHS:
+                text = f"{self._deaths} worker processes died in this run, the last with: {death}"
+                self.dispatch.fail(EvoclusterError(text))
+            else:
+                self._start(name, node, slots, attempt + 1)
+        except Exception as failure:  # of the puller itself: the run's owner raises it
+            self.dispatch.fail(failure)
+
+    def submit(self, proposal: Proposal) -> None:
+        """Queue a proposal."""
+        self.dispatch.submit(proposal)
+
+    async def next(self) -> Trial:
+        """The next finished trial. Raises: a worker's fatal error."""
+        return await self.dispatch.next()
+
+    async def close(self) -> None:
+        """Let the workers end, then stop the servers they used."""
+        import ray
+
+        self._closing = True
+        self.dispatch.close()
+        if self._watchers:
+            await asyncio.wait(self._watchers, timeout=5)
+        for actor in self._actors.values():
+            ray.kill(actor)
+        for host in self._hosts.values():
+            await host.stop.remote()
+            ray.kill(host)
+
+
+def _places(nodes: list[dict[str, Any]], layout: Layout) -> list[str]:
+    """The node of each worker, dealt round over the nodes."""
+    most = {node["NodeID"]: max(1, min(2, int(node["Resources"].get("CPU", 1)))) for node in nodes}
+    total = min(layout.workers or sum(most.values()), layout.in_flight)
+    names = list(most)
+    if layout.workers is None:
+        dealt = [name for turn in range(2) for name in names if most[name] > turn]
+        return dealt[:total]
+    return [names[index % len(names)] for index in range(total)]
+
+
+def _remote(kind: type, node: str) -> Any:
+    """This plain class as an actor class bound to a node, that Ray never restarts or retries."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return ray.remote(kind).options(
+        num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, scheduling_strategy=place
+    )
+
+
+async def _unwrapped(reference: Any) -> Any:
+    """The value of an object reference; an error of ours comes out as itself, not wrapped by Ray."""
+    import ray
+
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as failure:
+        raise failure.cause from failure

@@ -1,0 +1,61 @@
+"""A Ray session: our own on this machine, or one that is there already.
+
+Every trap is closed here (measured): `address="local"` so that no recorded cluster is joined by accident;
+token authentication said explicitly, with a token of this session only, never in a file; loopback only; no dashboard; no usage
+report; nothing of a worker's output on the user's terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from evocluster.errors import ConfigError
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Enough: what travels is proposals and trials, kilobytes each."""
+
+
+@contextmanager
+def session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Ray, connected; a local one is stopped at the end. `address` None starts one here.
+
+    Raises: errors.ConfigError when the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(24))
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except ConnectionError as failure:
+        raise ConfigError(
+            f"no Ray cluster answers at {address!r}: {failure}; start one (ray start --head), correct engine.address, "
+            "or leave it out to run on this machine"
+        ) from failure
+    try:
+        yield
+    finally:
+        ray.shutdown()

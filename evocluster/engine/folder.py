@@ -1,0 +1,279 @@
+"""The run folder: self-describing, readable by pandas or DuckDB without evocluster.
+
+    config.yaml        as resolved
+    run.json           status, seed, versions, spend, calls, cache hits, stop reason, hypervolume
+    genomes.jsonl      one line a genome: id, generation, parents, operator, genes
+    trials/*.parquet   one row an evaluation (and one for what an operator itself spent)
+    front.json         the front with intervals
+    .lock              held by the one writer
+
+A trial is durable before it counts: its genome's line first, then its rows as one batch. Resume is replay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from evocluster.errors import RunDamaged, RunExists
+from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
+from evocluster.store.files import append_line, lock, read_json, unwritable, write_atomic
+from evocluster.store.table import Table
+
+COLUMNS: Mapping[str, str] = {
+    "proposal": "int64",
+    "recipe": "string",
+    "purpose": "string",
+    "kind": "string",
+    "genome_id": "string",
+    "generation": "int64",
+    "parents": "list<string>",
+    "operator": "string",
+    "example_id": "string",
+    "split": "string",
+    "twin": "int64",
+    "replicate": "int64",
+    "output": "string",
+    "quality": "float64",
+    "validator": "float64",
+    "schema_ok": "bool",
+    "scores": "string",
+    "latency_ms": "float64",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "cost_usd": "float64",
+    "paid_usd": "float64",
+    "calls": "int64",
+    "cached_calls": "int64",
+    "repairs": "int64",
+    "flags": "list<string>",
+    "error": "string",
+}
+"""Columns of trials/*.parquet. `kind` is 'evaluation', or 'operator' for what making the genome itself cost or why it
+failed. `scores` is JSON {scorer: {"value", "reason"}}; cost_usd is at list price, paid_usd leaves cached calls out."""
+
+
+@dataclass
+class Stored:
+    """A trial as read back, without its proposal: that is asked for again and compared by `recipe`."""
+
+    number: int
+    recipe: str
+    genome_id: str | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    error: str | None = None
+
+
+def recipe(proposal: Proposal) -> str:
+    """16 hex digits naming everything a proposal says; equal after a resume, or the run is refused."""
+    return digest(proposal.model_dump(mode="json"))[:16]
+
+
+def _usage_row(usage: Usage) -> dict[str, Any]:
+    return {
+        "latency_ms": usage.seconds * 1000,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost_usd": usage.usd,
+        "paid_usd": usage.paid_usd,
+        "calls": usage.calls,
+        "cached_calls": usage.cached,
+    }
+
+
+def _usage(row: Mapping[str, Any]) -> Usage:
+    return Usage(
+        calls=row["calls"],
+        cached=row["cached_calls"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        usd=row["cost_usd"],
+        paid_usd=row["paid_usd"],
+        seconds=row["latency_ms"] / 1000,
+    )
+
+
+def rows(trial: Trial) -> list[dict[str, Any]]:
+    """The rows of one trial: the operator's (when it spent or failed), then one an evaluation."""
+    proposal = trial.proposal
+    common: dict[str, Any] = {
+        "proposal": proposal.number,
+        "recipe": recipe(proposal),
+        "purpose": proposal.purpose,
+        "genome_id": trial.genome.id if trial.genome else None,
+        "generation": proposal.generation,
+        "parents": [parent.id for parent in proposal.parents],
+        "operator": proposal.operator,
+    }
+    made: list[dict[str, Any]] = []
+    if trial.usage.calls or trial.error or not trial.evaluations:
+        made.append({**common, "kind": "operator", **_usage_row(trial.usage), "flags": [], "error": trial.error})
+    for evaluation in trial.evaluations:
+        item = evaluation.item
+        made.append(
+            {
+                **common,
+                "kind": "evaluation",
+                "example_id": item.example,
+                "split": item.split,
+                "twin": item.twin,
+                "replicate": item.replicate,
+                "output": evaluation.output,
+                "quality": evaluation.quality,
+                "validator": evaluation.validator,
+                "schema_ok": evaluation.schema_ok,
+                "scores": canonical(
+                    {name: {"value": score.value, "reason": score.reason} for name, score in evaluation.scores.items()}
+                ),
+                **_usage_row(evaluation.usage),
+                "repairs": evaluation.repairs,
+                "flags": list(evaluation.flags),
+                "error": evaluation.error,
+            }
+        )
+    return made
+
+
+def _evaluation(row: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        item=Item(split=row["split"], example=row["example_id"], twin=row["twin"], replicate=row["replicate"]),
+        output=row["output"],
+        scores={name: Score(**score) for name, score in json.loads(row["scores"]).items()},
+        quality=row["quality"],
+        validator=row["validator"],
+        schema_ok=row["schema_ok"],
+        usage=_usage(row),
+        repairs=row["repairs"],
+        flags=tuple(row["flags"] or ()),
+        error=row["error"],
+    )
+
+
+def _stored(batch: Sequence[Mapping[str, Any]]) -> Stored:
+    first = batch[0]
+    stored = Stored(number=first["proposal"], recipe=first["recipe"], genome_id=first["genome_id"])
+    for row in batch:
+        if row["kind"] == "operator":
+            stored.usage, stored.error = _usage(row), row["error"]
+        else:
+            stored.evaluations.append(_evaluation(row))
+    return stored
+
+
+class Folder:
+    """One run on disk. Call order: create or open, replay, append and write, close."""
+
+    def __init__(self, path: Path, table: Table, genomes: dict[str, Genome], held: ExitStack) -> None:
+        self.path = path
+        self._held = held
+        self._table = table
+        self._genomes = genomes
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Raises: errors.RunExists when a run cannot start there."""
+        if (path / "config.yaml").exists() or (path / "trials").exists():
+            raise RunExists(
+                f"{str(path)!r} already holds a run; go on with it: evocluster resume {path}; "
+                "or start another: --out FOLDER"
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
+
+    @staticmethod
+    def check_old(path: Path) -> None:
+        """Raises: errors.RunDamaged when there is no run to go on with."""
+        if not (path / "config.yaml").exists():
+            raise RunDamaged(f"{str(path)!r} holds no run: there is no config.yaml in it; give the folder of a run")
+
+    @classmethod
+    def create(cls, path: Path, config: str) -> Folder:
+        """A new run folder. Raises: errors.RunExists, errors.StoreError."""
+        cls.check_new(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        with ExitStack() as stack:
+            stack.enter_context(lock(path))
+            write_atomic(path / "config.yaml", config)
+            return cls(path, Table.create(path / "trials", COLUMNS), {}, stack.pop_all())
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        """A run folder to go on with. Raises: errors.RunDamaged when it cannot be read whole, errors.StoreError."""
+        cls.check_old(path)
+        with ExitStack() as stack:
+            stack.enter_context(lock(path))
+            genomes, good = _read_genomes(path / "genomes.jsonl")
+            if good is not None:
+                write_atomic(path / "genomes.jsonl", good)
+            trials = path / "trials"
+            table = Table.open(trials, COLUMNS) if trials.exists() else Table.create(trials, COLUMNS)
+            return cls(path, table, genomes, stack.pop_all())
+
+    def append(self, trial: Trial) -> None:
+        """Keep a trial; it is on disk when this returns. Raises: errors.StoreError."""
+        if trial.genome is not None and trial.genome.id not in self._genomes:
+            line = {
+                "id": trial.genome.id,
+                "generation": trial.proposal.generation,
+                "parents": [parent.id for parent in trial.proposal.parents],
+                "operator": trial.proposal.operator,
+                "genes": trial.genome.genes,
+            }
+            append_line(self.path / "genomes.jsonl", canonical(line))
+            self._genomes[trial.genome.id] = trial.genome
+        self._table.append(rows(trial))
+
+    def replay(self) -> Iterator[Stored]:
+        """Every kept trial, in the order they were kept; streaming."""
+        rows_in_order = (row for chunk in self._table.read() for row in chunk)
+        for _, batch in groupby(rows_in_order, key=lambda row: row["proposal"]):
+            yield _stored(list(batch))
+
+    def genome(self, genome_id: str) -> Genome:
+        """The genome of this id. Raises: errors.RunDamaged."""
+        if genome_id not in self._genomes:
+            raise RunDamaged(f"{str(self.path / 'genomes.jsonl')!r} lacks genome {genome_id!r} that a trial names")
+        return self._genomes[genome_id]
+
+    def write(self, name: str, value: Any) -> None:
+        """Replace a JSON file of the folder in one step."""
+        write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read(self, name: str) -> Any:
+        """A JSON file of the folder. Raises: errors.RunDamaged."""
+        return read_json(self.path / name)
+
+    def close(self) -> None:
+        """Seal the table and let the folder go."""
+        with self._held:
+            self._table.close()
+
+
+def _read_genomes(path: Path) -> tuple[dict[str, Genome], str | None]:
+    """Genomes by id, and the text to keep when the last line was torn by a crash (its trial cannot have been kept)."""
+    if not path.exists():
+        return {}, None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole, _, torn = text.rpartition("\n")
+    genomes: dict[str, Genome] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            genome = Genome(genes=row["genes"])
+        except (ValueError, KeyError, TypeError) as failure:
+            raise RunDamaged(f"{path}:{number}: not a genome: {failure}; restore this file from a copy") from failure
+        if genome.id != row["id"]:
+            raise RunDamaged(
+                f"{path}:{number}: genome {row['id']!r} does not match its genes (they name {genome.id!r})"
+            )
+        genomes[genome.id] = genome
+    return genomes, (whole + "\n" if whole else "") if torn else None

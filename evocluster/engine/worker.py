@@ -1,0 +1,125 @@
+"""Carries one proposal out: the operator makes the genome, the evaluator answers and scores the items.
+
+Nothing here decides anything; a proposal run twice gives the same trial. Call order: construct (picklable), `open`,
+any number of concurrent `run`, `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, Refused, StoreError
+from evocluster.llm.client import LLM, Cache, Reply, Request, usage
+from evocluster.records import Evaluation, Genome, Item, Proposal, Trial, Usage
+from evocluster.search.operators import Operator
+from evocluster.search.space import Space
+
+FATAL = (ConfigError, StoreError, Refused)
+"""Errors that no other example can be better off with: they end the run instead of becoming a record."""
+
+
+class Evaluate(Protocol):
+    """Judges one genome on one item; failures of the example are in the record."""
+
+    async def evaluate(self, item: Item, genome: Genome, llm: LLM) -> Evaluation: ...
+
+
+class Stack(Protocol):
+    """The configured models with limits and cache around them, as one LLM."""
+
+    async def open(self, cache: Cache | None) -> LLM: ...
+
+    async def close(self) -> None: ...
+
+
+class Meter:
+    """An LLM that adds up what passes through it."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self.usage = Usage()
+
+    async def __call__(self, request: Request) -> Reply:
+        reply = await self._llm(request)
+        self.usage = self.usage + usage(reply)
+        return reply
+
+
+class Worker:
+    """One process's hands: at most `slots` evaluations at once, shared by all proposals under way."""
+
+    def __init__(
+        self, space: Space, operators: Mapping[str, Operator], evaluator: Evaluate, stack: Stack, slots: int
+    ) -> None:
+        self._space = space
+        self._operators = dict(operators)
+        self._evaluator = evaluator
+        self._stack = stack
+        self._slots = slots
+        self._gate: asyncio.Semaphore | None = None
+        self._llm: LLM | None = None
+
+    @property
+    def slots(self) -> int:
+        """Evaluations at once."""
+        return self._slots
+
+    @property
+    def stack(self) -> Stack:
+        """The models this worker calls."""
+        return self._stack
+
+    def sized(self, slots: int, stack: Stack | None = None) -> Worker:
+        """A worker like this one, not yet open, with other slots or other models."""
+        return Worker(self._space, self._operators, self._evaluator, stack or self._stack, slots)
+
+    async def open(self, cache: Cache | None) -> None:
+        """Connect the models. Raises: errors.ConfigError, errors.ModelError."""
+        self._gate = asyncio.Semaphore(self._slots)
+        self._llm = await self._stack.open(cache)
+
+    async def close(self) -> None:
+        """Disconnect the models."""
+        await self._stack.close()
+
+    async def run(self, proposal: Proposal) -> Trial:
+        """The trial of this proposal. Raises: FATAL errors only; everything else is in the trial."""
+        if self._llm is None or self._gate is None:
+            raise RuntimeError("open() comes before run()")
+        meter = Meter(self._llm)
+        try:
+            genome = await self._make(proposal, meter)
+        except FATAL:
+            raise
+        except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
+            kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
+            return Trial(proposal=proposal, usage=meter.usage, error=f"{kind}: {type(failure).__name__}: {failure}")
+        evaluations = await self._evaluate(proposal.items, genome, self._llm, self._gate)
+        return Trial(proposal=proposal, genome=genome, evaluations=tuple(evaluations), usage=meter.usage)
+
+    async def _make(self, proposal: Proposal, llm: LLM) -> Genome:
+        if proposal.operator == "evaluate":
+            return proposal.parents[0]
+        operator = self._operators[proposal.operator]
+        rng = np.random.default_rng(proposal.seed)
+        return await operator.vary(self._space, proposal.parents, proposal.hints, llm, rng)
+
+    async def _evaluate(
+        self, items: Sequence[Item], genome: Genome, llm: LLM, gate: asyncio.Semaphore
+    ) -> list[Evaluation]:
+        async def one(item: Item) -> Evaluation:
+            async with gate:
+                return await self._evaluator.evaluate(item, genome, llm)
+
+        tasks = [asyncio.ensure_future(one(item)) for item in items]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise

@@ -1,0 +1,124 @@
+"""Everything evocluster raises on purpose, as one tree; `exit_code` is what the CLI leaves with.
+
+    EvoclusterError                 1
+    +-- ConfigError                 2   a config, dataset or option is wrong: nothing was spent
+    |   +-- DataError               2   a dataset file: names file and line
+    |   +-- PriceError              2   a model's price is unknown
+    |   +-- MissingModel            2   embedded weights or a key are missing: says how to get them
+    +-- RunExists                   3   the run folder exists: resume it or choose another
+    +-- RunDamaged                  4   a run folder cannot be read whole: refused, never restarted silently
+    +-- BudgetSpent                 5   a budget ended the run before it had a front
+    +-- StoreError                  6   disk full, unwritable, or not ours
+    +-- ModelError                  7   a call to a model failed
+    |   +-- Unreachable             7   no connection (retryable)
+    |   +-- RateLimited             7   429 (retryable; carries retry_after_s)
+    |   +-- Overloaded              7   5xx (retryable)
+    |   +-- DeadlinePassed          7   no complete answer in time (retryable)
+    |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
+    |   +-- Refused                 7   4xx: key, model name or request is wrong; never retried
+    +-- Interrupted               130   Ctrl-C: everything finished was saved
+
+Messages name the value with !r, what was allowed, and the remedy. All of them survive pickling (one text argument).
+"""
+
+from __future__ import annotations
+
+
+class EvoclusterError(Exception):
+    """Root of the tree."""
+
+    exit_code = 1
+
+
+class ConfigError(EvoclusterError):
+    """A config, dataset or option is wrong; nothing was spent."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A dataset file is wrong; the message starts with `file:line:`."""
+
+
+class PriceError(ConfigError):
+    """A model's price is unknown; unknown is never taken for zero."""
+
+
+class MissingModel(ConfigError):
+    """Weights or a key are not there; the message says how to get them."""
+
+
+class RunExists(EvoclusterError):
+    """The run folder is already there."""
+
+    exit_code = 3
+
+
+class RunDamaged(EvoclusterError):
+    """A run folder cannot be read whole, or does not fit the config it is resumed with."""
+
+    exit_code = 4
+
+
+class BudgetSpent(EvoclusterError):
+    """A budget ended the run before it had a front."""
+
+    exit_code = 5
+
+
+class StoreError(EvoclusterError):
+    """Disk full, not writable, or written by something else."""
+
+    exit_code = 6
+
+
+class ModelError(EvoclusterError):
+    """A call to a model failed."""
+
+    exit_code = 7
+    retryable = False
+
+
+class Unreachable(ModelError):
+    """No connection to the endpoint."""
+
+    retryable = True
+
+
+class RateLimited(ModelError):
+    """429; `retry_after_s` is what the endpoint asked for, if it did."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Overloaded(ModelError):
+    """5xx."""
+
+    retryable = True
+
+
+class DeadlinePassed(ModelError):
+    """No complete answer before the deadline."""
+
+    retryable = True
+
+
+class BadReply(ModelError):
+    """An answer arrived that cannot be used."""
+
+
+class Refused(ModelError):
+    """4xx: asking again will not help."""
+
+
+class Interrupted(EvoclusterError):
+    """The user asked to stop; everything finished was saved."""
+
+    exit_code = 130

@@ -1,0 +1,199 @@
+"""Frozen facts, named by content, in the order they are born.
+
+Genome -> Example -> Score, Usage -> Evaluation -> Proposal -> Trial. Nothing here does I/O; every room passes
+these on and none of them changes one. Units are in the names or in the line under a field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+Split = Literal["train", "validation", "test"]
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8. Raises: TypeError, ValueError (NaN)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """sha256 (64 hex digits) of the canonical JSON text: the name by content of any JSON value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that refuses to change; it serialises and pickles like the dict it is."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a record is immutable; make a changed copy, e.g. genome.replace(temperature=0.2)")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (dict(self),))
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenDict({str(key): _freeze(item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+Json = Any
+"""Any JSON value; lists become tuples and dicts FrozenDict once inside a record."""
+FrozenJson = Annotated[Any, AfterValidator(_freeze)]
+FrozenMap = Annotated[dict[str, Any], AfterValidator(_freeze)]
+
+
+class Record(BaseModel):
+    """A frozen fact: unknown fields are refused, equality is by value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Genome(Record):
+    """One complete configuration of an LLM program. Equal genes are the same genome, whoever made it."""
+
+    genes: FrozenMap
+    """Gene name -> JSON value, e.g. rubric, cot, temperature, max_tokens, model, demos, demo_style, constrain."""
+
+    @cached_property
+    def id(self) -> str:
+        """The first 16 hex digits of the sha256 of the genes' canonical JSON."""
+        return digest(self.genes)[:16]
+
+    def __getitem__(self, gene: str) -> Any:
+        return self.genes[gene]
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Genome) and self.id == other.id
+
+    def replace(self, **genes: Json) -> Genome:
+        """A genome with these genes in place of its own."""
+        return Genome(genes={**self.genes, **genes})
+
+
+class Example(Record):
+    """One input with what is expected of it."""
+
+    id: str
+    input: FrozenJson
+    """Text, or a JSON object with named fields."""
+    expected: FrozenJson = None
+    meta: FrozenMap = FrozenDict()
+
+
+class Score(Record):
+    """How good one output is by one scorer: 0 (worst) to 1 (best) unless the scorer says otherwise."""
+
+    value: float
+    reason: str = ""
+
+
+class Usage(Record):
+    """What LLM calls consumed. A cached call replays its tokens, usd and seconds, and adds nothing to what was paid."""
+
+    calls: int = 0
+    cached: int = 0
+    """How many of the calls were answered by the cache."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    """US dollars at list price, as if nothing had been cached: the objective."""
+    paid_usd: float = 0.0
+    """US dollars that this run really spent: the budget."""
+    seconds: float = 0.0
+    """Latency, summed over sequential calls, queueing at our side left out."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            calls=self.calls + other.calls,
+            cached=self.cached + other.cached,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            usd=self.usd + other.usd,
+            paid_usd=self.paid_usd + other.paid_usd,
+            seconds=self.seconds + other.seconds,
+        )
+
+    @property
+    def paid_calls(self) -> int:
+        """Calls that reached a model."""
+        return self.calls - self.cached
+
+
+class Item(Record):
+    """One evaluation to make: which example, which robustness twin of it, which replicate."""
+
+    split: Split
+    example: str
+    """Id of the example."""
+    twin: int = 0
+    """0 is the example as given; k >= 1 is its k-th seeded perturbation."""
+    replicate: int = 0
+
+
+class Evaluation(Record):
+    """One genome on one item. A failed one is a record with `error`, never an exception."""
+
+    item: Item
+    output: str = ""
+    scores: FrozenMap = FrozenDict()
+    """Scorer name -> Score."""
+    quality: float = 0.0
+    """The scorers combined, 0 to 1; 0 when it failed."""
+    validator: float = 0.0
+    """The score that robustness and the composite hold against their thresholds."""
+    schema_ok: bool = True
+    """The output parsed as the task demands (a known label, valid JSON for the schema)."""
+    usage: Usage = Usage()
+    repairs: int = 0
+    flags: tuple[str, ...] = ()
+    """Safety flags raised on the output."""
+    error: str | None = None
+
+
+class Proposal(Record):
+    """A recipe with its own seed: for a child to be made and evaluated, or for more evaluations of a known genome."""
+
+    number: int
+    """Position in the order of commits, from 0."""
+    operator: str
+    """Name of the operator that makes the genome; 'evaluate' takes parents[0] as it is."""
+    parents: tuple[Genome, ...] = ()
+    generation: int = 0
+    hints: FrozenMap = FrozenDict()
+    """JSON for the operator: genes to mutate, genome ids to avoid, failures to reflect on."""
+    items: tuple[Item, ...] = ()
+    seed: int = 0
+    purpose: Literal["seed", "search", "extend", "validation", "test"] = "search"
+
+
+class Trial(Record):
+    """A proposal carried out. `error` tells why no genome could be made; single failures are in the evaluations."""
+
+    proposal: Proposal
+    genome: Genome | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    usage: Usage = Usage()
+    """Of the operator's own calls (rewrite, merge); each evaluation carries its own."""
+    error: str | None = None
+
+    @property
+    def total(self) -> Usage:
+        """Everything this trial consumed."""
+        total = self.usage
+        for evaluation in self.evaluations:
+            total = total + evaluation.usage
+        return total

@@ -1,0 +1,1 @@
+"""The report room: tables and pictures from what a run stored."""

@@ -1,0 +1,117 @@
+"""What a run may use, and the ledger that keeps it: nothing is handed out that its budget does not cover.
+
+Calls and dollars are logical: an answer from the cache counts like the first time, at list price. So a run
+ends at the same point with a cold cache, with a warm one, and after a resume.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from evocluster.errors import ConfigError
+from evocluster.parts import Part
+from evocluster.records import Json, Usage
+
+GENERATIONS = 30
+"""The end of a run whose budget names none."""
+
+
+class Budget(Part):
+    """The first that is reached ends the search; calls and usd keep back what the final check needs."""
+
+    calls: int | None = Field(default=None, ge=1)
+    """LLM calls of the whole run, the final check on validation and test included."""
+    usd: float | None = Field(default=None, gt=0)
+    """US dollars of the whole run at list price."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Wall time of the search; the caller holds the clock (`Optimizer.stop`)."""
+    generations: int | None = Field(default=None, ge=1)
+    """Populations' worth of children; 30 where neither calls, usd, minutes nor generations are given."""
+    target: float | None = None
+    """End when a member that was tried on two blocks or more reaches this."""
+    target_objective: str = "quality"
+    stall: int | None = Field(default=None, ge=1)
+    """End after this many generations without progress of the hypervolume."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ends(cls, given: Json) -> Json:
+        if isinstance(given, dict) and not any(given.get(k) for k in ("calls", "usd", "minutes", "generations")):
+            return {**given, "generations": GENERATIONS} if given.get("generations") is None else given
+        return given
+
+
+class Ledger:
+    """Calls and dollars: reserved when a proposal is handed out, settled when its trial is committed.
+
+    The sum of what was spent and what is reserved never passes a limit; so what is spent passes it only if a
+    trial takes more than was reserved for it. Call order per number: reserve, settle.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._reserved: dict[int, tuple[int, float]] = {}
+        self.spent = Usage()
+        """All trials committed so far."""
+        self.items = 0
+        """How many items they evaluated."""
+        self.dearest_usd = 0.0
+        """US dollars an item of the dearest trial so far: what an unknown child is reckoned at."""
+
+    @property
+    def calls(self) -> int:
+        """Spent and reserved calls."""
+        return self.spent.calls + sum(calls for calls, _ in self._reserved.values())
+
+    @property
+    def usd(self) -> float:
+        """Spent and reserved US dollars."""
+        return self.spent.usd + sum(usd for _, usd in self._reserved.values())
+
+    @property
+    def mean_usd(self) -> float:
+        """US dollars an item, over all trials so far."""
+        return self.spent.usd / self.items if self.items else 0.0
+
+    def lacks(self, calls: int, usd: float) -> str | None:
+        """What this many more calls and US dollars would overdraw ('calls' or 'usd'); None when there is
+        enough.
+        """
+        if self._budget.calls is not None and self.calls + calls > self._budget.calls:
+            return "calls"
+        if self._budget.usd is not None and (self.usd + usd > self._budget.usd or self.usd >= self._budget.usd):
+            return "usd"
+        return None
+
+    def reserve(self, number: int, calls: int, usd: float) -> None:
+        """Set aside what proposal `number` may take."""
+        self._reserved[number] = (calls, usd)
+
+    def settle(self, number: int, used: Usage, items: int) -> None:
+        """Put what it took in place of what was set aside."""
+        self._reserved.pop(number, None)
+        self.spent = self.spent + used
+        self.items += items
+        if items:
+            self.dearest_usd = max(self.dearest_usd, used.usd / items)
+
+    def refuse_if_too_small(self, needed: int, final: int) -> None:
+        """Raises: ConfigError when the calls cannot pay for `needed`; `final` of those are the check."""
+        if self._budget.calls is not None and self._budget.calls < needed:
+            raise ConfigError(
+                f"budget.calls={self._budget.calls!r} is too small: at least {needed} are needed, {final} of "
+                "them to check the finalists and the start on validation and test; raise it, or lower "
+                "search.finalists, search.block or the number of validation and test examples"
+            )
+
+    def limits(self) -> dict[str, Any]:
+        """The limits, for progress."""
+        limits = self._budget
+        return {
+            "calls": limits.calls,
+            "usd": limits.usd,
+            "minutes": limits.minutes,
+            "generation": limits.generations,
+        }

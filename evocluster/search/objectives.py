@@ -1,0 +1,289 @@
+"""What is good: objectives, the composite score, and the tally of one genome's evaluations they are computed
+from.
+
+An objective is a source (what is measured in one evaluation) and an aggregate over evaluations. Quality and
+the scores of single scorers count the examples as given; latency, cost, tokens, robustness and the composite
+count the robustness twins too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from evocluster.parts import Part
+from evocluster.records import Evaluation, Json, Record
+from evocluster.search.space import nearest
+
+Floats = NDArray[np.float64]
+
+BUILT_IN = ("quality", "latency_ms", "cost_usd", "robustness", "tokens", "composite")
+SHORT: Mapping[str, str] = {"latency": "latency_ms", "cost": "cost_usd"}
+DOWN = ("latency_ms", "cost_usd", "tokens")
+"""Sources that are better when lower."""
+RESAMPLES = 1000
+
+
+class Objective(Part):
+    """One thing to optimise.
+
+    YAML: `quality`, `latency: p95`, or all fields: {name, direction, source, aggregate}.
+    """
+
+    name: str
+    """Under which it is reported; the source where nothing else is said."""
+    source: str
+    """quality, latency_ms, cost_usd, robustness, tokens, composite, or scores.SCORER."""
+    direction: Literal["max", "min"]
+    aggregate: Literal["mean", "p95"] = "mean"
+    threshold: float = Field(default=0.9, ge=0, le=1)
+    """Robustness only: what the validator must reach."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, given: Json) -> Json:
+        if isinstance(given, str):
+            given = {"source": given}
+        if not isinstance(given, Mapping):
+            return given
+        known = cls.model_fields
+        if len(given) == 1 and (key := next(iter(given))) not in known:
+            given = {"source": key, "aggregate": given[key]}
+        full = dict(given)
+        source = full.get("source", full.get("name"))
+        if isinstance(source, str):
+            source = SHORT.get(source, source)
+            full["source"] = source
+            full.setdefault("name", source)
+            full.setdefault("direction", "min" if source in DOWN else "max")
+        return full
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source in BUILT_IN or (source.startswith("scores.") and len(source) > len("scores.")):
+            return source
+        raise ValueError(
+            f"got {source!r}; allowed: {', '.join(BUILT_IN)}, or scores.SCORER for one scorer's value"
+            f"{nearest(source, BUILT_IN)}"
+        )
+
+    @property
+    def scorer(self) -> str | None:
+        """The scorer it reads, where it reads one."""
+        return self.source.removeprefix("scores.") if self.source.startswith("scores.") else None
+
+    @property
+    def sign(self) -> float:
+        """What turns a value into one to minimise."""
+        return -1.0 if self.direction == "max" else 1.0
+
+    def ideal(self) -> float:
+        """The best value there could be: 1 upward, 0 downward."""
+        return 1.0 if self.direction == "max" else 0.0
+
+
+def built_in(source: str) -> Objective:
+    """The objective of a built-in source with its defaults."""
+    return Objective.model_validate(source)
+
+
+FOUR = tuple(built_in(name) for name in BUILT_IN[:4])
+"""The objectives of a config that names none."""
+
+
+class Composite(Part):
+    """The one number that ranks and recommends: right and clean counts 1, minus what it took, never below 0.
+
+    Per evaluation: 1 when the schema holds, nothing was flagged, the validator and the accuracy reach their
+    thresholds, else 0; minus the weights; floored at 0. A genome's composite is the mean over its
+    evaluations.
+    """
+
+    validator: float = Field(default=0.9, ge=0, le=1)
+    """Threshold of the validator's score."""
+    accuracy: float = Field(default=0.85, ge=0, le=1)
+    """Threshold of the quality."""
+    per_ms: float = Field(default=0.001, ge=0)
+    per_token: float = Field(default=0.0005, ge=0)
+    per_repair: float = Field(default=0.2, ge=0)
+    usd_weight: float = Field(default=1.0, ge=0)
+    """Taken off for each US dollar of one evaluation."""
+
+    def score(self, evaluation: Evaluation) -> float:
+        """The composite of one evaluation, 0 to 1."""
+        return float(self.scores(_rows([evaluation], {})[0])[0])
+
+    def scores(self, rows: Floats) -> Floats:
+        """The composite of each row of a tally."""
+        right = (rows[:, CLEAN] > 0) & (rows[:, VALIDATOR] >= self.validator) & (rows[:, QUALITY] >= self.accuracy)
+        took = self.per_ms * rows[:, LATENCY] + self.per_token * rows[:, TOKENS]
+        took = took + self.per_repair * rows[:, REPAIRS] + self.usd_weight * rows[:, USD]
+        return np.maximum(right - took, 0.0)
+
+
+class Interval(Record):
+    """An estimate and the interval it lies in."""
+
+    value: float
+    low: float
+    high: float
+
+
+EXAMPLE, TWIN, QUALITY, VALIDATOR, LATENCY, USD, TOKENS, REPAIRS, CLEAN, MEASURED = range(10)
+COLUMNS = 10
+"""Of a tally's rows; CLEAN: no error, schema held, nothing flagged; MEASURED: a call succeeded, or none was
+needed.
+"""
+
+
+def _rows(evaluations: Sequence[Evaluation], index: dict[str, int]) -> tuple[Floats, NDArray[np.int64]]:
+    """A row and an integer key of each evaluation's item; new examples are added to `index`."""
+    rows = np.zeros((len(evaluations), COLUMNS))
+    keys = np.zeros(len(evaluations), dtype=np.int64)
+    for row, (at, done) in zip(rows, enumerate(evaluations), strict=True):
+        item, usage = done.item, done.usage
+        example = index.setdefault(item.example, len(index))
+        failed = done.error is not None
+        row[EXAMPLE], row[TWIN] = example, item.twin
+        row[QUALITY] = 0.0 if failed else done.quality
+        row[VALIDATOR] = 0.0 if failed else done.validator
+        # Rounded so that a value that went through a file in other units is still the same value.
+        row[LATENCY], row[USD] = round(usage.seconds * 1000.0, 6), usage.usd
+        row[TOKENS] = usage.prompt_tokens + usage.completion_tokens
+        row[REPAIRS] = done.repairs
+        row[CLEAN] = not failed and done.schema_ok and not done.flags
+        row[MEASURED] = not failed or usage.calls > 0
+        keys[at] = (example << 32) | (item.twin << 16) | item.replicate
+    return rows, keys
+
+
+class Tally:
+    """All evaluations of one genome on one split, as numbers only. Adding the same item twice counts once."""
+
+    def __init__(self, composite: Composite, scorers: Sequence[str] = (), index: dict[str, int] | None = None) -> None:
+        """`scorers`: whose values to keep; `index`: example id -> number, shared within a split."""
+        self._composite = composite
+        self._scorers = tuple(scorers)
+        self._index: dict[str, int] = {} if index is None else index
+        self._keys = np.zeros(0, dtype=np.int64)
+        self._rows: Floats = np.zeros((0, COLUMNS + len(self._scorers)))
+
+    @property
+    def items(self) -> int:
+        """How many items were evaluated."""
+        return len(self._keys)
+
+    def add(self, evaluations: Sequence[Evaluation]) -> int:
+        """Count these evaluations; returns how many were new. A failed one has quality 0."""
+        rows, keys = _rows(evaluations, self._index)
+        _, first = np.unique(keys, return_index=True)
+        new = np.zeros(len(keys), dtype=bool)
+        new[first] = True
+        new &= ~np.isin(keys, self._keys)
+        extra = np.array([[_score(done, name) for name in self._scorers] for done in evaluations])
+        wide = np.hstack([rows, extra.reshape(len(rows), len(self._scorers))])
+        self._keys = np.concatenate([self._keys, keys[new]])
+        self._rows = np.concatenate([self._rows, wide[new]])
+        return int(new.sum())
+
+    def by_example(self, count: int) -> Floats:
+        """Mean quality on each of the first `count` examples as given; NaN where there is none."""
+        given = self._rows[self._rows[:, TWIN] == 0]
+        at = given[:, EXAMPLE].astype(np.int64)
+        sums = np.bincount(at, given[:, QUALITY], minlength=count)[:count]
+        seen = np.bincount(at, minlength=count)[:count]
+        return np.where(seen > 0, sums / np.maximum(seen, 1), np.nan)
+
+    def _series(self, objective: Objective) -> tuple[Floats, Floats]:
+        """The values an objective aggregates, and the example of each."""
+        rows, source = self._rows, objective.source
+        if source == "composite":
+            return self._composite.scores(rows), rows[:, EXAMPLE]
+        if source == "robustness":
+            passed = (rows[:, CLEAN] > 0) & (rows[:, REPAIRS] == 0) & (rows[:, VALIDATOR] >= objective.threshold)
+            return passed.astype(np.float64), rows[:, EXAMPLE]
+        column = {"latency_ms": LATENCY, "cost_usd": USD, "tokens": TOKENS}.get(source)
+        if column is not None:
+            kept = rows[rows[:, MEASURED] > 0]
+            return kept[:, column], kept[:, EXAMPLE]
+        kept = rows[rows[:, TWIN] == 0]
+        column = QUALITY if objective.scorer is None else COLUMNS + self._scorers.index(objective.scorer)
+        return kept[:, column], kept[:, EXAMPLE]
+
+    def value(self, objective: Objective) -> float:
+        """Its value; the worst there is (-inf upward, inf downward) where nothing was measured."""
+        values, _ = self._series(objective)
+        if not len(values):
+            return objective.sign * np.inf
+        return float(
+            np.quantile(values, 0.95, method="inverted_cdf") if objective.aggregate == "p95" else values.mean()
+        )
+
+    def lower(self, objective: Objective) -> float:
+        """A careful estimate: the mean minus (for `min`, plus) one standard error, wider when little was
+        seen.
+        """
+        values, _ = self._series(objective)
+        n = len(values)
+        if not n:
+            return objective.sign * np.inf
+        error = np.sqrt((values.var() * n + 0.25) / (n + 1) / n)
+        return float(self.value(objective) + objective.sign * error)
+
+    def interval(self, objective: Objective, rng: np.random.Generator, level: float = 0.95) -> Interval:
+        """The value and its interval: Wilson's where every value is 0 or 1, else a bootstrap of whole
+        examples.
+
+        Wilson 1927, with examples (not evaluations, which are alike within one) as the sample size; the
+        bootstrap draws examples with replacement, `RESAMPLES` times, so twins and replicates stay together.
+        """
+        values, examples = self._series(objective)
+        value = self.value(objective)
+        if not len(values):
+            return Interval(value=value, low=value, high=value)
+        if objective.aggregate == "mean" and bool(np.isin(values, (0.0, 1.0)).all()):
+            low, high = wilson(float(values.mean()), len(np.unique(examples)), level)
+        else:
+            low, high = _bootstrap(values, examples, objective.aggregate, rng, level)
+        return Interval(value=value, low=low, high=high)
+
+
+def _score(done: Evaluation, scorer: str) -> float:
+    if done.error is not None or scorer not in done.scores:
+        return 0.0
+    score = done.scores[scorer]
+    return float(score["value"] if isinstance(score, Mapping) else score.value)
+
+
+def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of n (Wilson 1927)."""
+    from statistics import NormalDist
+
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def _bootstrap(
+    values: Floats, examples: Floats, aggregate: str, rng: np.random.Generator, level: float
+) -> tuple[float, float]:
+    """The percentile interval over resamples of whole examples."""
+    _, cluster = np.unique(examples, return_inverse=True)
+    count = int(cluster.max()) + 1
+    times = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+    if aggregate == "p95":
+        by_value = np.argsort(values, kind="stable")
+        weight = np.cumsum(times[:, cluster[by_value]], axis=1)
+        drawn = values[by_value][np.argmax(weight >= 0.95 * weight[:, -1:] - 1e-9, axis=1)]
+    else:
+        sums, sizes = np.bincount(cluster, values), np.bincount(cluster)
+        drawn = (times @ sums) / (times @ sizes)
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""What lasts: files, the table of trials and the cache of completions; knows no meaning."""

@@ -1,0 +1,38 @@
+"""What one run of a program yields, and which errors are more than one example's bad luck."""
+
+from __future__ import annotations
+
+from evocluster.errors import ConfigError, Refused, StoreError
+from evocluster.records import FrozenJson, Record, Usage
+
+STOPS: tuple[type[Exception], ...] = (ConfigError, StoreError, Refused)
+"""No other example can do better: these end the run. Every other failure is recorded with its example."""
+
+
+class Step(Record):
+    """One model call as it happened."""
+
+    purpose: str
+    """'answer', 'reason' (thinking step by step) or 'conclude' (the answer after the reasoning)."""
+    prompt: str
+    """What the model was shown, roles included for chat."""
+    reply: str
+
+
+class Execution(Record):
+    """What a program made of one example. A failed one carries `error`."""
+
+    output: str = ""
+    """The final answer as text: the label, the JSON object in canonical form, or the stripped completion."""
+    raw: str = ""
+    """The last completion as it came."""
+    parsed: FrozenJson = None
+    """The label or the JSON value, None when the completion did not parse; for text tasks the output."""
+    schema_ok: bool = False
+    """The completion parsed as the task demands."""
+    usage: Usage = Usage()
+    repairs: int = 0
+    flags: tuple[str, ...] = ()
+    trace: tuple[Step, ...] = ()
+    error: str | None = None
+    """Why there is no answer, e.g. 'model: Overloaded: ...'."""

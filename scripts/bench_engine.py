@@ -1,0 +1,223 @@
+"""How much of a perfect cluster the engine delivers, and what an evaluation costs it.
+
+    python scripts/bench_engine.py            about 6 minutes; a table
+    python scripts/bench_engine.py --short    under a minute; fewer evaluations, rougher figures
+    python scripts/bench_engine.py --json     the last line is one JSON object
+
+Every search runs in a process of its own, on a local Ray, against a loopback endpoint (endpoint.py) whose
+latencies are known. Efficiency is the makespan of a perfect greedy list scheduler on the same latencies, in
+the order they were asked for, over the wall time from the first request to the last answer. The scheduler of
+that bound waits for nothing; the search must end before validation begins, and validation before test, so a
+second figure holds each phase against its own bound. Ray's start is reported apart. CPU is summed over the
+driver, all actors and Ray's own scheduler processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bench_layers
+from bench_world import LABELS, Sitting, World, carry_out, write
+from endpoint import Latency, running, stats
+from schedule import ROOT, greedy
+
+RAY = ("raylet", "gcs_server")
+"""Ray's own processes that work for every batch; its agents and monitors idle and are reported apart."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One search to be timed."""
+
+    name: str
+    in_flight: int
+    latency: Latency
+    calls: int
+    through: str
+    """'direct' or 'remote'."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one case took. Seconds unless the name says otherwise."""
+
+    case: Case
+    calls: int
+    wall_s: float
+    """From the first request's arrival to the last answer."""
+    before_s: float
+    """Process start, Ray start, workers."""
+    after_s: float
+    """From the last answer to the end of the process."""
+    ideal_s: float
+    ideal_phases_s: float
+    """Sum of the perfect makespans of search, validation and test, each begun when the one before is over."""
+    peak: int
+    cpu_ms: Mapping[str, float]
+    """CPU milliseconds an evaluation, by name of process."""
+    memory_mb: float
+
+    @property
+    def efficiency(self) -> float:
+        """Of the bound that waits for nothing."""
+        return self.ideal_s / self.wall_s
+
+    @property
+    def efficiency_phases(self) -> float:
+        """Of the bound that respects the order of the phases."""
+        return self.ideal_phases_s / self.wall_s
+
+    @property
+    def engine_ms(self) -> float:
+        """Driver, actors, raylet and gcs."""
+        return sum(ms for name, ms in self.cpu_ms.items() if _ours(name))
+
+
+def _ours(name: str) -> bool:
+    return name == ROOT or name.startswith("ray::") or name in RAY
+
+
+def phases(folder: Path) -> list[int]:
+    """How many calls reached the endpoint for the search, validation and test, from the run's table."""
+    from evocluster.engine.folder import COLUMNS
+    from evocluster.store.table import Table
+
+    made = dict.fromkeys(("search", "validation", "test"), 0)
+    table = Table.open(folder / "trials", COLUMNS)
+    for row in (row for chunk in table.read() for row in chunk):
+        phase = row["purpose"] if row["purpose"] in made else "search"
+        made[phase] += row["calls"] - row["cached_calls"]
+    table.close()
+    return list(made.values())
+
+
+def in_order(latencies: Sequence[float], sizes: Sequence[int], slots: int) -> float:
+    """Perfect makespan of consecutive groups of jobs, each begun when the one before is over."""
+    total, start = 0.0, 0
+    for size in sizes:
+        total += greedy(latencies[start : start + size], slots)
+        start += size
+    return total + greedy(latencies[start:], slots)
+
+
+def measure(case: Case, folder: Path) -> Timing:
+    """Carry the case out once."""
+    with running(case.latency, seed=11, answers=LABELS) as url:
+        direct = {"kind": "direct", "base_url": f"{url}/v1", "model": "loopback", "timeout_s": 300}
+        model = direct if case.through == "direct" else {**bench_layers.remote(url), "timeout_s": 300}
+        world = World(model, calls=case.calls, in_flight=case.in_flight)
+        sitting = carry_out(write(folder / case.name, world))
+        seen = stats(url)
+    return _timing(case, sitting, seen, phases(folder / case.name / "run"))
+
+
+def _timing(case: Case, sitting: Sitting, seen: Mapping[str, Any], sizes: Sequence[int]) -> Timing:
+    used = sitting.meter.cpu_s(seen["first_s"], seen["last_s"])
+    latencies: list[float] = seen["latencies"]
+    return Timing(
+        case=case,
+        calls=seen["count"],
+        wall_s=seen["last_s"] - seen["first_s"],
+        before_s=seen["first_s"] - sitting.started_s,
+        after_s=sitting.ended_s - seen["last_s"],
+        ideal_s=greedy(latencies, case.in_flight),
+        ideal_phases_s=in_order(latencies, sizes, case.in_flight),
+        peak=seen["in_flight_peak"],
+        cpu_ms={name: seconds / seen["count"] * 1000 for name, seconds in sorted(used.items())},
+        memory_mb=sitting.meter.peak_mb,
+    )
+
+
+def growth_mb(folder: Path, evaluations: int) -> float:
+    """Resident MiB that 100,000 evaluations add in one process, from 20 % to 100 % of the run, scaled."""
+    model = {"kind": "scripted", "latency_s": 0.0}
+    world = World(model, calls=evaluations, in_flight=64, runner="local")
+    seen = carry_out(write(folder / "growth", world)).growth
+    early = next(point for point in seen if point[0] >= evaluations / 5)
+    late = seen[-1]
+    return (late[1] - early[1]) / (late[0] - early[0]) * 100_000
+
+
+def cases(short: bool) -> list[Case]:
+    """The searches of a full or a short benchmark."""
+    second, tail = Latency.parse("fixed:1.0"), Latency.parse("lognormal:1.0:10.0")
+    if short:
+        return [Case("200", 200, second, 1600, "direct"), Case("500", 500, second, 2500, "direct")]
+    return [
+        Case("200", 200, second, 5000, "direct"),
+        Case("500", 500, second, 5000, "direct"),
+        Case("200-tail", 200, tail, 5000, "direct"),
+        Case("100-litellm", 100, second, 2000, "remote"),
+    ]
+
+
+def show_timings(timings: Sequence[Timing]) -> None:
+    """Two tables: time, and CPU by process."""
+    heads = ["in flight", "latency", "via", "calls", "peak", "perfect s", "wall s"]
+    heads += ["efficiency", "by phase", "start s", "end s", "MiB"]
+    form = "{:>9} {:>18} {:>7} {:>6} {:>5} {:>9} {:>7} {:>11} {:>9} {:>8} {:>6} {:>5}"
+    print("\n" + form.format(*heads))
+    for one in timings:
+        case = one.case
+        about = (case.in_flight, str(case.latency), case.through, one.calls, one.peak)
+        times = (
+            f"{one.ideal_s:.1f}",
+            f"{one.wall_s:.1f}",
+            f"{one.efficiency:.3f}",
+            f"{one.efficiency_phases:.3f}",
+        )
+        rest = (f"{one.before_s:.1f}", f"{one.after_s:.1f}", f"{one.memory_mb:.0f}")
+        print(form.format(*about, *times, *rest))
+    print("\nCPU, ms an evaluation, between the first request and the last answer")
+    for one in timings:
+        ours = ", ".join(f"{name} {ms:.2f}" for name, ms in one.cpu_ms.items() if _ours(name) and ms >= 0.005)
+        others = sum(ms for name, ms in one.cpu_ms.items() if not _ours(name))
+        print(f"  {one.case.name:<12} {one.engine_ms:.2f} = {ours}; Ray's agents and monitors {others:.2f}")
+
+
+def bench(short: bool, folder: Path) -> dict[str, float]:
+    """All of it, the tables printed on the way; returns the figures that are watched."""
+    timings = []
+    for case in cases(short):
+        timings.append(measure(case, folder))
+        print(f"done: {case.in_flight} in flight, {case.latency}, {case.through}", flush=True)
+    show_timings(timings)
+    costs = bench_layers.layers(folder, calls=800 if short else 4000, in_flight=200)
+    print("\nCPU of each layer by itself, ms an evaluation")
+    for name, ms in costs.items():
+        print(f"  {name:<38} {ms:.3f}")
+    by_name = {one.case.name: one for one in timings}
+    bare = costs["bare client (aiohttp, uvloop)"]
+    figures = {
+        "efficiency_200": by_name["200"].efficiency,
+        "efficiency_500": by_name["500"].efficiency,
+        "engine_cpu_ms_per_evaluation": by_name["200"].engine_ms - bare,
+        "litellm_cpu_ms_per_call": bench_layers.litellm_cpu_ms(folder, 200 if short else 1000),
+        "nsga2_commit_ms_1000": bench_layers.nsga2_commit_ms(folder / "nsga2", 50 if short else 300),
+        "rss_growth_mb_100k": growth_mb(folder, 5_000 if short else 100_000),
+    }
+    print()
+    for name, value in figures.items():
+        print(f"  {name:<38} {value:.3f}")
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="fewer evaluations: under a minute")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="evocluster-bench-") as folder:
+        figures = bench(given.short, Path(folder))
+    if given.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

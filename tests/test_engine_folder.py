@@ -1,0 +1,110 @@
+"""The run folder: what is appended comes back, damage is refused, two writers are kept apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas
+import pytest
+
+from evocluster.engine.folder import COLUMNS, Folder, recipe, rows
+from evocluster.errors import RunDamaged, RunExists, StoreError
+from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
+
+
+def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
+    """A trial with everything set that a row can carry."""
+    genome = Genome(genes={"rubric": f"rubric {number} ü", "demos": ["a", "b"], "temperature": 0.5})
+    proposal = Proposal(number=number, operator="mutate", parents=(genome.replace(cot=True),), generation=3, seed=9)
+    evaluations = tuple(
+        Evaluation(
+            item=Item(split="train", example=f"e{index}", twin=index, replicate=1),
+            output="out\nput </script>",
+            scores={"label": Score(value=0.5, reason="half")},
+            quality=0.5,
+            validator=0.25,
+            schema_ok=index == 0,
+            usage=Usage(calls=2, cached=1, prompt_tokens=7, completion_tokens=3, usd=1e-5, paid_usd=5e-6, seconds=0.125),
+            repairs=1,
+            flags=("pii",),
+            error="scorer label: ValueError: no" if index else None,
+        )
+        for index in range(items)
+    )
+    usage = Usage(calls=1, prompt_tokens=5, usd=2e-6, paid_usd=2e-6, seconds=0.5)
+    return Trial(
+        proposal=proposal, genome=None if error else genome, evaluations=() if error else evaluations, usage=usage, error=error
+    )
+
+
+def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    made = [trial(0), trial(1, error="model: Overloaded: busy"), trial(2, items=0), trial(3)]
+    for one in made:
+        folder.append(one)
+    folder.close()
+    again = Folder.open(tmp_path / "run")
+    stored = list(again.replay())
+    again.close()
+    assert [one.number for one in stored] == [0, 1, 2, 3]
+    for one, back in zip(made, stored, strict=True):
+        assert back.recipe == recipe(one.proposal)
+        assert tuple(back.evaluations) == one.evaluations
+        assert back.usage == one.usage
+        assert back.error == one.error
+        assert back.genome_id == (one.genome.id if one.genome else None)
+    assert again.genome(made[0].genome.id if made[0].genome else "") == made[0].genome
+
+
+def test_pandas_reads_it_without_us(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    folder.append(trial(0))
+    folder.close()
+    frame = pandas.read_parquet(tmp_path / "run" / "trials")
+    assert list(frame.columns) == list(COLUMNS)
+    evaluations = frame[frame.kind == "evaluation"]
+    assert len(evaluations) == 2
+    assert evaluations.latency_ms.iloc[0] == pytest.approx(125)
+    genomes = [json.loads(line) for line in (tmp_path / "run" / "genomes.jsonl").read_text().splitlines()]
+    assert set(evaluations.genome_id) == {genomes[0]["id"]}
+
+
+def test_spend_adds_up_over_the_table(tmp_path: Path) -> None:
+    one = trial(0, items=3)
+    assert sum(row["paid_usd"] for row in rows(one)) == pytest.approx(one.total.paid_usd)
+    assert sum(row["calls"] for row in rows(one)) == one.total.calls
+
+
+def test_a_folder_that_exists_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    Folder.create(tmp_path / "run", "name: x\n").close()
+    with pytest.raises(RunExists, match="evocluster resume"):
+        Folder.create(tmp_path / "run", "name: x\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("keep me")
+    with pytest.raises(RunExists, match="--out"):
+        Folder.create(tmp_path / "other", "name: x\n")
+    with pytest.raises(RunDamaged, match="no run"):
+        Folder.open(tmp_path / "nowhere")
+
+
+def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    with pytest.raises(StoreError, match="in use"):
+        Folder.open(tmp_path / "run")
+    folder.close()
+    Folder.open(tmp_path / "run").close()
+
+
+def test_a_torn_genome_line_is_dropped_and_a_changed_one_refused(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    folder.append(trial(0))
+    folder.close()
+    path = tmp_path / "run" / "genomes.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"id": "torn", "gen')
+    Folder.open(tmp_path / "run").close()
+    assert path.read_text() == whole
+    path.write_text(whole.replace("rubric 0", "rubric X"))
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: genome .* does not match"):
+        Folder.open(tmp_path / "run")
