@@ -29,12 +29,13 @@ from evocluster.engine.worker import Worker
 from evocluster.errors import BudgetSpent, ConfigError, MissingModel
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.stack import Stack
-from evocluster.records import Genome, Split, canonical, digest
+from evocluster.records import Example, Genome, Item, Split, canonical, digest
 from evocluster.report.result import Result
+from evocluster.search.demos import Demos
 from evocluster.search.operators import portfolio
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.space import Space
-from evocluster.tasks.dataset import Splits, load_splits
+from evocluster.tasks.dataset import Splits, load_splits, order
 from evocluster.tasks.evaluate import Evaluator
 
 Show = Callable[[dict[str, Any]], None]
@@ -55,11 +56,18 @@ class Plan:
     stack: Stack
     start: tuple[Genome, ...]
     warm: tuple[Genome, ...]
+    scored: frozenset[str]
+    """Ids of train that configurations are scored on; the others are there to become demos."""
 
     def worker(self) -> Worker:
         """The hands, for this many evaluations at once."""
         operators = portfolio(self.config.search, self.space)
         return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight)
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """What is evaluated of a split, in order."""
+        items = self.evaluator.items(split, self.config.seed)
+        return tuple(item for item in items if split != "train" or item.example in self.scored)
 
     def optimizer(self) -> Optimizer:
         """The brain, at its first question."""
@@ -71,7 +79,7 @@ class Plan:
             composite=config.composite,
             recommend=config.recommend,
             budget=config.budget,
-            items={split: self.evaluator.items(split, config.seed) for split in SPLITS},
+            items={split: self.items(split) for split in SPLITS},
             start=self.start,
             seed=config.seed,
             in_flight=config.engine.in_flight,
@@ -111,15 +119,29 @@ def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
     evaluator = Evaluator(config.task, splits, config.root)
     stack = Stack(config.resolved_models(), config.seed)
     labelled = config.task.kind == "classification"
+    pool, scored = _dealt(config, splits)
     space = Space(
         config.space,
-        pool=[(example.id, canonical(example.expected) if labelled else "") for example in splits.train],
+        pool=[(example.id, canonical(example.expected) if labelled else "") for example in pool],
         models=stack.abilities(),
         label_names=evaluator.label_names(),
         constrain_by="choices" if labelled else "json_schema",
     )
     start = tuple(space.complete(genes) for genes in config.start)
-    return Plan(config, splits, space, evaluator, stack, start, _warm(config, space))
+    return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored)
+
+
+def _dealt(config: Config, splits: Splits) -> tuple[tuple[Example, ...], frozenset[str]]:
+    """Train dealt into examples that may become demos and ids that configurations are scored on.
+
+    By the data alone, not by the seed, so that demos of an earlier run's front stay demos.
+    """
+    demos, every = config.space.parts["demos"], frozenset(splits.by_id("train"))
+    if not isinstance(demos, Demos) or demos.max == 0 or demos.share == 1:
+        return splits.train, every
+    ids = order(splits.train, 0)
+    count = min(max(1, round(demos.share * len(ids))), len(ids) - 1)
+    return tuple(splits.get("train", id) for id in ids[:count]), every - frozenset(ids[:count])
 
 
 def _warm(config: Config, space: Space) -> tuple[Genome, ...]:

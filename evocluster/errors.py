@@ -15,7 +15,7 @@
     |   +-- Overloaded              7   5xx (retryable)
     |   +-- DeadlinePassed          7   no complete answer in time (retryable)
     |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
-    |   +-- Refused                 7   4xx: key, model name or request is wrong; never retried
+    |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
     +-- Interrupted               130   Ctrl-C: everything finished was saved
 
 Messages name the value with !r, what was allowed, and the remedy. All of them survive pickling (one text argument).
@@ -122,3 +122,7 @@ class Interrupted(EvoclusterError):
     """The user asked to stop; everything finished was saved."""
 
     exit_code = 130
+
+
+FATAL: tuple[type[EvoclusterError], ...] = (ConfigError, StoreError, Refused)
+"""What no other example can be better off with: it ends the run instead of becoming a record."""

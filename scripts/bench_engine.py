@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import bench_layers
@@ -135,20 +136,28 @@ def _timing(case: Case, sitting: Sitting, seen: Mapping[str, Any], sizes: Sequen
 
 
 def growth_mb(folder: Path, evaluations: int) -> float:
-    """Resident MiB that 100,000 evaluations add in one process, from 20 % to 100 % of the run, scaled."""
+    """Resident MiB that 100,000 evaluations add in one process; see `slope`."""
     model = {"kind": "scripted", "latency_s": 0.0}
     world = World(model, calls=evaluations, in_flight=64, runner="local")
-    seen = carry_out(write(folder / "growth", world)).growth
-    early = next(point for point in seen if point[0] >= evaluations / 5)
-    late = seen[-1]
-    return (late[1] - early[1]) / (late[0] - early[0]) * 100_000
+    return slope(carry_out(write(folder / "growth", world)).growth) * 100_000
+
+
+def slope(growth: Sequence[tuple[int, float]]) -> float:
+    """MiB an evaluation, between 20 to 30 % and the last 10 % of a run: medians, because memory comes in jumps."""
+    last = growth[-1][0]
+    early = [point for point in growth if 0.2 * last <= point[0] <= 0.3 * last]
+    late = [point for point in growth if point[0] >= 0.9 * last]
+    if not early or not late:
+        raise ValueError(f"{len(growth)} looks at {last} evaluations are too few; give it more evaluations")
+    evaluations = median(n for n, _ in late) - median(n for n, _ in early)
+    return (median(mb for _, mb in late) - median(mb for _, mb in early)) / evaluations
 
 
 def cases(short: bool) -> list[Case]:
     """The searches of a full or a short benchmark."""
     second, tail = Latency.parse("fixed:1.0"), Latency.parse("lognormal:1.0:10.0")
     if short:
-        return [Case("200", 200, second, 1600, "direct"), Case("500", 500, second, 2500, "direct")]
+        return [Case("200", 200, second, 1500, "direct"), Case("500", 500, second, 2500, "direct")]
     return [
         Case("200", 200, second, 5000, "direct"),
         Case("500", 500, second, 5000, "direct"),
@@ -157,23 +166,37 @@ def cases(short: bool) -> list[Case]:
     ]
 
 
-def show_timings(timings: Sequence[Timing]) -> None:
-    """Two tables: time, and CPU by process."""
-    heads = ["in flight", "latency", "via", "calls", "peak", "perfect s", "wall s"]
-    heads += ["efficiency", "by phase", "start s", "end s", "MiB"]
-    form = "{:>9} {:>18} {:>7} {:>6} {:>5} {:>9} {:>7} {:>11} {:>9} {:>8} {:>6} {:>5}"
-    print("\n" + form.format(*heads))
-    for one in timings:
-        case = one.case
-        about = (case.in_flight, str(case.latency), case.through, one.calls, one.peak)
-        times = (
-            f"{one.ideal_s:.1f}",
-            f"{one.wall_s:.1f}",
-            f"{one.efficiency:.3f}",
-            f"{one.efficiency_phases:.3f}",
-        )
-        rest = (f"{one.before_s:.1f}", f"{one.after_s:.1f}", f"{one.memory_mb:.0f}")
-        print(form.format(*about, *times, *rest))
+COLUMNS = {
+    "in flight": 9,
+    "latency": 18,
+    "via": 7,
+    "calls": 6,
+    "peak": 5,
+    "perfect s": 9,
+    "wall s": 7,
+    "efficiency": 11,
+    "by phase": 9,
+    "start s": 8,
+    "end s": 6,
+    "MiB": 5,
+}
+
+
+def row(cells: Iterable[object]) -> str:
+    """Cells right-aligned under the heads of COLUMNS."""
+    return " ".join(f"{cell!s:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
+
+
+def timing_row(one: Timing) -> str:
+    """One case, as a row under COLUMNS."""
+    case = one.case
+    about = (case.in_flight, case.latency, case.through, one.calls, one.peak)
+    times = (f"{one.ideal_s:.1f}", f"{one.wall_s:.1f}", f"{one.efficiency:.3f}", f"{one.efficiency_phases:.3f}")
+    return row((*about, *times, f"{one.before_s:.1f}", f"{one.after_s:.1f}", f"{one.memory_mb:.0f}"))
+
+
+def show_cpu(timings: Sequence[Timing]) -> None:
+    """CPU of each case by process."""
     print("\nCPU, ms an evaluation, between the first request and the last answer")
     for one in timings:
         ours = ", ".join(f"{name} {ms:.2f}" for name, ms in one.cpu_ms.items() if _ours(name) and ms >= 0.005)
@@ -184,10 +207,11 @@ def show_timings(timings: Sequence[Timing]) -> None:
 def bench(short: bool, folder: Path) -> dict[str, float]:
     """All of it, the tables printed on the way; returns the figures that are watched."""
     timings = []
+    print(row(COLUMNS), flush=True)
     for case in cases(short):
         timings.append(measure(case, folder))
-        print(f"done: {case.in_flight} in flight, {case.latency}, {case.through}", flush=True)
-    show_timings(timings)
+        print(timing_row(timings[-1]), flush=True)
+    show_cpu(timings)
     costs = bench_layers.layers(folder, calls=800 if short else 4000, in_flight=200)
     print("\nCPU of each layer by itself, ms an evaluation")
     for name, ms in costs.items():
@@ -198,9 +222,9 @@ def bench(short: bool, folder: Path) -> dict[str, float]:
         "efficiency_200": by_name["200"].efficiency,
         "efficiency_500": by_name["500"].efficiency,
         "engine_cpu_ms_per_evaluation": by_name["200"].engine_ms - bare,
-        "litellm_cpu_ms_per_call": bench_layers.litellm_cpu_ms(folder, 200 if short else 1000),
+        "litellm_cpu_ms_per_call": bench_layers.litellm_cpu_ms(folder, 100 if short else 1000),
         "nsga2_commit_ms_1000": bench_layers.nsga2_commit_ms(folder / "nsga2", 50 if short else 300),
-        "rss_growth_mb_100k": growth_mb(folder, 5_000 if short else 100_000),
+        "rss_growth_mb_100k": growth_mb(folder, 6_000 if short else 100_000),
     }
     print()
     for name, value in figures.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import bench_engine
 import psutil  # type: ignore[import-untyped]
 import pytest
 from endpoint import Latency, running, stats
@@ -53,9 +54,23 @@ def test_greedy_needs_a_slot() -> None:
         greedy([1.0], 0)
 
 
-@pytest.mark.parametrize(
-    "text", ["fixed", "fixed:-1", "fixed:x", "lognormal:2:1", "lognormal:0:1", "normal:1:2"]
-)
+def test_phases_wait_for_each_other_in_the_second_bound() -> None:
+    jobs = [1.0, 1.0, 1.0, 5.0, 1.0, 1.0]
+    assert bench_engine.in_order(jobs, [3, 3], 2) == 2.0 + 5.0
+    assert bench_engine.in_order(jobs, [0, 0], 2) == greedy(jobs, 2) == 6.0
+
+
+def test_growth_is_read_past_the_jumps() -> None:
+    points = [(n, 100 + n * 0.001 + (30 if n % 7000 == 0 else 0)) for n in range(0, 100_001, 500)]
+    assert bench_engine.slope(points) == pytest.approx(0.001, rel=0.05)
+
+
+def test_growth_of_a_run_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="more evaluations"):
+        bench_engine.slope([(0, 1.0), (100, 2.0)])
+
+
+@pytest.mark.parametrize("text", ["fixed", "fixed:-1", "fixed:x", "lognormal:2:1", "lognormal:0:1", "normal:1:2"])
 def test_a_wrong_latency_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=repr(text)):
         Latency.parse(text)
@@ -80,9 +95,7 @@ def url() -> Iterator[str]:
         yield address
 
 
-async def post(
-    session: aiohttp.ClientSession, url: str, body: dict[str, Any]
-) -> tuple[dict[str, Any], float]:
+async def post(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
     async with session.post(url, json=body) as response:
         assert response.status == 200
         return await response.json(), float(response.headers["x-latency"])
@@ -170,9 +183,7 @@ def test_it_dies_with_its_parent() -> None:
         "with endpoint.running(endpoint.Latency.parse('fixed:1')) as url:\n"
         "    print(url, flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(ROOT / "scripts")], stdout=subprocess.PIPE, text=True
-    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "scripts")], stdout=subprocess.PIPE, text=True)
     with parent:
         assert parent.stdout is not None
         assert parent.stdout.readline().startswith("http://127.0.0.1:")
@@ -187,9 +198,7 @@ def test_the_meter_sees_the_cpu_of_the_tree() -> None:
     with subprocess.Popen([sys.executable, "-c", burn]) as process:
         started = time.monotonic()
         with Meter(process.pid, every_s=0.02) as meter:
-            while (
-                sum(meter.cpu_s(started, time.monotonic()).values()) < 0.25 and time.monotonic() < started + 4
-            ):
+            while sum(meter.cpu_s(started, time.monotonic()).values()) < 0.25 and time.monotonic() < started + 4:
                 time.sleep(0.05)
         process.kill()
     assert 0.2 < sum(meter.cpu_s(started, time.monotonic()).values()) < 0.6

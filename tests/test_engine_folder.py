@@ -25,7 +25,9 @@ def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
             quality=0.5,
             validator=0.25,
             schema_ok=index == 0,
-            usage=Usage(calls=2, cached=1, prompt_tokens=7, completion_tokens=3, usd=1e-5, paid_usd=5e-6, seconds=0.125),
+            usage=Usage(
+                calls=2, cached=1, prompt_tokens=7, completion_tokens=3, usd=1e-5, paid_usd=5e-6, seconds=0.125
+            ),
             repairs=1,
             flags=("pii",),
             error="scorer label: ValueError: no" if index else None,
@@ -34,7 +36,11 @@ def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
     )
     usage = Usage(calls=1, prompt_tokens=5, usd=2e-6, paid_usd=2e-6, seconds=0.5)
     return Trial(
-        proposal=proposal, genome=None if error else genome, evaluations=() if error else evaluations, usage=usage, error=error
+        proposal=proposal,
+        genome=None if error else genome,
+        evaluations=() if error else evaluations,
+        usage=usage,
+        error=error,
     )
 
 

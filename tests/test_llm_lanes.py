@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ async def test_one_lane_serves_batch_after_batch() -> None:
     served = await _serve(Lanes(1, 1), texts)
     beginnings = [text[0] for text, _ in served]
     assert sorted(served) == sorted((text, 0) for text in texts)
-    assert sum(one != other for one, other in zip(beginnings, beginnings[1:], strict=False)) == 2
+    assert sum(one != other for one, other in pairwise(beginnings)) == 2
 
 
 async def test_each_beginning_stays_on_its_server() -> None:

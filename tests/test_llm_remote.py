@@ -101,7 +101,7 @@ FAULTS: list[tuple[Mode, type[ModelError], str]] = [
     ("error_500", Overloaded, "500"),
     ("error_429", RateLimited, "429"),
     ("error_401", Refused, "401.*key_env"),
-    ("error_400", Refused, "context length"),
+    ("error_400", BadReply, "context length"),
     ("cut", Unreachable, "no connection"),
     ("redirect", Refused, "redirect"),
 ]

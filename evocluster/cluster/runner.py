@@ -34,6 +34,16 @@ class Layout:
     """Worker processes over the cluster; None: one a core, at most two a node (an async process fills a core)."""
 
 
+@dataclass(frozen=True)
+class _Seat:
+    """The place of one worker; who dies in it is replaced in it."""
+
+    name: str
+    node: str
+    slots: int
+    stack: Stack
+
+
 class NodeHost:
     """One a node: starts the servers of the embedded models there, and stops them with the run."""
 
@@ -80,7 +90,7 @@ class RayRunner:
         self._cache = cache
         self._layout = layout
         self._hosts: dict[str, Any] = {}
-        self._stacks: dict[str, Stack] = {}
+        self._urls: dict[str, dict[str, tuple[str, ...]]] = {}
         self._actors: dict[str, Any] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._deaths = 0
@@ -96,31 +106,39 @@ class RayRunner:
         places = _places(nodes, self._layout)
         for index, place in enumerate(places):
             share = self._layout.in_flight // len(places) + (index < self._layout.in_flight % len(places))
-            self._start(f"worker-{index}", place, max(1, share), 0)
+            stack = self._attached(place, places[:index].count(place), places.count(place))
+            self._start(_Seat(f"worker-{index}", place, max(1, share), stack), 0)
 
     async def _open_node(self, node: str) -> None:
         """Start what has to run on this node."""
         hosted = self._stack.hosted()
-        urls: Mapping[str, tuple[str, ...]] = {}
+        self._urls[node] = {}
         if hosted:
             host = _remote(NodeHost, node).remote(hosted)
             self._hosts[node] = host
-            urls = await _unwrapped(host.start.remote())
-        self._stacks[node] = self._stack.attached(urls)
+            self._urls[node] = await _unwrapped(host.start.remote())
 
-    def _start(self, name: str, node: str, slots: int, attempt: int) -> None:
+    def _attached(self, node: str, index: int, count: int) -> Stack:
+        """The models as worker `index` of `count` on a node calls them.
+
+        The node's model servers are dealt among its workers, because a server knows the beginning of the prompt it
+        read last, and two workers that do not know of each other would make it forget by turns.
+        """
+        dealt = {name: urls[index % len(urls) :: count] or urls[:1] for name, urls in self._urls[node].items()}
+        return self._stack.attached(dealt)
+
+    def _start(self, seat: _Seat, attempt: int) -> None:
         import ray
 
         source = PopulationSource(ray.get_runtime_context().current_actor)
-        worker = self._worker.sized(slots, self._stacks[node])
-        lease = f"{name}.{attempt}"
-        actor = _remote(Puller, node).remote(lease, worker, source, self._cache)
-        self._actors[name] = actor
-        watcher = asyncio.ensure_future(self._watch(name, node, slots, attempt, actor))
+        worker = self._worker.sized(seat.slots, seat.stack)
+        actor = _remote(Puller, seat.node).remote(f"{seat.name}.{attempt}", worker, source, self._cache)
+        self._actors[seat.name] = actor
+        watcher = asyncio.ensure_future(self._watch(seat, attempt, actor))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
-    async def _watch(self, name: str, node: str, slots: int, attempt: int, actor: Any) -> None:
+    async def _watch(self, seat: _Seat, attempt: int, actor: Any) -> None:
         import ray
 
         try:
@@ -128,14 +146,14 @@ class RayRunner:
         except ray.exceptions.RayActorError as death:
             if self._closing:
                 return
-            back = self.dispatch.lost(f"{name}.{attempt}")
+            back = self.dispatch.lost(f"{seat.name}.{attempt}")
             self._deaths += 1
-            log.warning("%s died; %d proposal(s) go to another worker", name, back)
+            log.warning("%s died; %d proposal(s) go to another worker", seat.name, back)
             if self._deaths >= DEATHS:
                 text = f"{self._deaths} worker processes died in this run, the last with: {death}"
                 self.dispatch.fail(EvoclusterError(text))
             else:
-                self._start(name, node, slots, attempt + 1)
+                self._start(seat, attempt + 1)
         except Exception as failure:  # of the puller itself: the run's owner raises it
             self.dispatch.fail(failure)
 

@@ -1,8 +1,8 @@
 """A Ray session: our own on this machine, or one that is there already.
 
-Every trap is closed here (measured): `address="local"` so that no recorded cluster is joined by accident;
-token authentication said explicitly, with a token of this session only, never in a file; loopback only; no dashboard; no usage
-report; nothing of a worker's output on the user's terminal.
+Every trap is closed here (measured): `address="local"` so that no recorded cluster is joined by accident; token
+authentication said explicitly, with a token of this session only, never in a file; loopback only; no dashboard; no
+usage report; nothing of a worker's output on the user's terminal.
 """
 
 from __future__ import annotations

@@ -12,14 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from evocluster.errors import ConfigError, EvoclusterError, ModelError, Refused, StoreError
+from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
 from evocluster.records import Evaluation, Genome, Item, Proposal, Trial, Usage
 from evocluster.search.operators import Operator
 from evocluster.search.space import Space
-
-FATAL = (ConfigError, StoreError, Refused)
-"""Errors that no other example can be better off with: they end the run instead of becoming a record."""
 
 
 class Evaluate(Protocol):

@@ -44,7 +44,7 @@ class Request(Record):
     """For accounts only; not part of the key."""
 
     def key(self, identity: str) -> str:
-        """The cache key (64 hex digits): all that can change the answer, and `identity` of the model behind the name."""
+        """The cache key (64 hex digits): all that can change the answer; `identity` is of the model behind the name."""
         asked = self.model_dump(mode="json", exclude={"model", "purpose"})
         return digest({"identity": identity, **asked})
 

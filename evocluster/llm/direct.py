@@ -1,6 +1,6 @@
 """A thin client for OpenAI-compatible endpoints over one aiohttp session: the cheap way to a model.
 
-Measured in this project at 100 calls in flight: about a tenth of the CPU of the general client (see remote).
+Measured in this project at 100 calls in flight: 0.24 ms of CPU a call, against 3.7 through litellm (see remote).
 """
 
 from __future__ import annotations

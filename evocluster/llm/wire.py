@@ -242,6 +242,9 @@ def refusal(status: int, retry_after: str | None, raw: bytes, model: str, key: s
         return Overloaded(text)
     if 300 <= status < 400:
         return Refused(f"model {model!r} answered with a redirect ({status}), which is not followed; correct base_url")
+    if status in (400, 413, 422):
+        # Of this request (a prompt longer than the context, say), not of the endpoint: others may do better.
+        return BadReply(text)
     if status in (401, 403):
         text += "; check the key and the variable named in key_env"
     return Refused(text)

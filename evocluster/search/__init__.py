@@ -1,2 +1,1 @@
-"""Decides what to try next: space, operators, selection, objectives, budget, optimizer; pure, given an LLM.
-"""
+"""Decides what to try next: space, operators, selection, objectives, budget, optimizer; pure, given an LLM."""

@@ -23,6 +23,11 @@ class Demos(Part):
 
     max: int = Field(ge=0)
     min: int = Field(default=0, ge=0)
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Of train that demos are drawn from; the rest of train is what configurations are scored on. With 1 all of
+    train is both: an example is then left out of its own prompt, so the prompt's beginning changes and no longer
+    comes from the model's prompt cache.
+    """
 
     @model_validator(mode="after")
     def _ordered(self) -> Demos:

@@ -250,7 +250,8 @@ class Tally:
             low, high = wilson(float(values.mean()), len(np.unique(examples)), level)
         else:
             low, high = _bootstrap(values, examples, objective.aggregate, rng, level)
-        return Interval(value=value, low=low, high=high)
+        # Summing in another order may put the ends a rounding error beyond the value.
+        return Interval(value=value, low=min(low, value), high=max(high, value))
 
 
 def _score(done: Evaluation, scorer: str) -> float:

@@ -42,6 +42,8 @@ AVOIDED = 128
 """How many recent genome ids a child is told to avoid."""
 MARGIN = 1.5
 """The dollars kept back for the check are the mean price of an item times this."""
+LEAST_KNOWN = 0.25
+"""Share of the extensions that go to the member with the fewest blocks."""
 SHOWN = 100
 """Members of the front that `progress` lists at most."""
 
@@ -371,19 +373,23 @@ class Optimizer:
         return None if worn else self._child(rng)
 
     def _allocate(self, rng: np.random.Generator) -> Individual | None:
-        """Which member gets the next block: of the non-dominated, by turns the least known and the most
-        promising.
+        """Which member gets the next block, of the non-dominated that do not have them all; None when nobody
+        is worth it.
 
-        None when all of them have every block.
+        Sometimes the least known; else the most hopeful of those whose optimistic quality or composite still
+        reaches the best careful one (as in Hoeffding races, Maron and Moore 1994): what is surely behind
+        needs no exact numbers.
         """
         every = len(self._blocks["train"])
         partly = [one for one in self._population.front() if len(one.blocks) < every]
         if not partly:
             return None
-        if rng.random() < 0.5:
+        if rng.random() < LEAST_KNOWN:
             return min(partly, key=lambda one: (len(one.blocks), -one.careful[0], -one.careful[1]))
+        best = np.max([one.careful for one in self._population.members], axis=0)
+        open_ = [one for one in partly if np.any(np.array(one.hopeful) >= best)]
         by = int(rng.integers(2))
-        return max(partly, key=lambda one: (one.careful[by], one.careful[1 - by]))
+        return max(open_, key=lambda one: one.hopeful[by], default=None)
 
     def _child(self, rng: np.random.Generator) -> Proposal:
         name = "seed" if rng.random() < self._settings.immigrants else self._credit.draw(rng)

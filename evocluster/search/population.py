@@ -39,6 +39,8 @@ class Individual:
     """Of the objectives on train, minimised."""
     careful: tuple[float, float] = (0.0, 0.0)
     """Quality and composite less one standard error."""
+    hopeful: tuple[float, float] = (0.0, 0.0)
+    """Quality and composite and one standard error more."""
     by_example: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
     def tally(self, split: Split) -> Tally:
@@ -54,6 +56,8 @@ class Individual:
             return
         self.values = np.array([one.sign * tally.value(one) for one in objectives])
         self.careful = (tally.lower(QUALITY), tally.lower(COMPOSITE))
+        means = (tally.value(QUALITY), tally.value(COMPOSITE))
+        self.hopeful = (2 * means[0] - self.careful[0], 2 * means[1] - self.careful[1])
         self.by_example = tally.by_example(examples).astype(np.float32)
 
 
@@ -140,11 +144,12 @@ class Population:
         return self.members[one]
 
     def winner(self, rng: np.random.Generator) -> Individual:
-        """One of the best on a random train example that at least half of the members have and that tells
-        them apart.
+        """One of the best on random train examples, drawn one after the other until one member is left.
 
-        Members that alone master an example are drawn even when their means are low (Agrawal et al. 2025,
-        GEPA, section 3). A tournament where no example tells members apart.
+        Lexicase selection (Spector 2012) over the examples that at least half of the members have and that
+        tell them apart: a member that alone masters an example is drawn even when its mean is low (compare
+        Agrawal et al. 2025, GEPA, section 3), and one that masters most is drawn most. A tournament where no
+        example tells members apart.
         """
         table = np.stack([one.by_example for one in self._members.values()])
         seen = ~np.isnan(table)
@@ -153,9 +158,15 @@ class Population:
         telling = np.flatnonzero((seen.sum(axis=0) * 2 >= len(table)) & (high > low))
         if not len(telling):
             return self.tournament(rng)
-        example = int(telling[int(rng.integers(len(telling)))])
-        best = np.flatnonzero(table[:, example] == high[example])
-        return self.members[int(best[int(rng.integers(len(best)))])]
+        left = np.arange(len(table))
+        for example in rng.permutation(telling):
+            column = table[left, example]
+            if np.isnan(column).all():
+                continue
+            left = left[column >= np.nanmax(column)]
+            if len(left) == 1:
+                break
+        return self.members[int(left[int(rng.integers(len(left)))])]
 
     def refer(self) -> None:
         """Fix the hypervolume's reference point a little beyond the worst of the present members.

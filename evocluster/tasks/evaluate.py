@@ -1,7 +1,7 @@
 """Evaluation: one genome on one item, answered, scored, checked and recorded.
 
 Call order: `Evaluator(task, splits)` -> `items(split, seed)` says what to evaluate -> `evaluate` each.
-Failures of one example are in its record (GEPA, Agrawal et al. 2025: no exception); only `STOPS` are raised.
+Failures of one example are in its record (GEPA, Agrawal et al. 2025: no exception); only `FATAL` are raised.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from evocluster.errors import FATAL
 from evocluster.llm.client import LLM
 from evocluster.records import Evaluation, Example, Genome, Item, Json, Score, Split, canonical
 from evocluster.tasks.dataset import Splits, order
-from evocluster.tasks.execution import STOPS, Execution
+from evocluster.tasks.execution import Execution
 from evocluster.tasks.perturb import perturb
 from evocluster.tasks.program import Program
 from evocluster.tasks.safety import flags
@@ -63,7 +64,7 @@ class Evaluator:
         return perturb(example, twin, twins.kinds, twins.seed, self._kept)
 
     async def evaluate(self, item: Item, genome: Genome, llm: LLM) -> Evaluation:
-        """The record of this genome on this item. Raises: STOPS errors (and cancellation) only."""
+        """The record of this genome on this item. Raises: FATAL errors (and cancellation) only."""
         example = self.example(item.split, item.example, item.twin)
         execution = await self.program.run(example, genome, llm, item.replicate, item.twin)
         scores: dict[str, Score] = {}
@@ -95,7 +96,7 @@ class Evaluator:
         try:
             score = await scorer.score(example, execution, llm)
             self._check(scorer, score)
-        except STOPS:
+        except FATAL:
             raise
         except Exception as failure:
             return f"scorer {scorer.name}: {type(failure).__name__}: {failure}"

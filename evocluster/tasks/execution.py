@@ -1,12 +1,8 @@
-"""What one run of a program yields, and which errors are more than one example's bad luck."""
+"""What one run of a program yields."""
 
 from __future__ import annotations
 
-from evocluster.errors import ConfigError, Refused, StoreError
 from evocluster.records import FrozenJson, Record, Usage
-
-STOPS: tuple[type[Exception], ...] = (ConfigError, StoreError, Refused)
-"""No other example can do better: these end the run. Every other failure is recorded with its example."""
 
 
 class Step(Record):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from evocluster.errors import ConfigError, ModelError
+from evocluster.errors import FATAL, ConfigError, ModelError
 from evocluster.llm.client import LLM, Request, usage
 from evocluster.records import Example, Genome, Json, Usage
 from evocluster.tasks.answers import Answer, Naming, Schema, after_marker, read_json, read_label, read_text
-from evocluster.tasks.execution import STOPS, Execution, Step
+from evocluster.tasks.execution import Execution, Step
 from evocluster.tasks.prompts import Frame, Genes, name_labels, read_genes, request_seed, show_request
 from evocluster.tasks.task import Task
 from evocluster.tasks.words import nearest
@@ -55,7 +55,7 @@ class Program:
     async def run(self, example: Example, genome: Genome, llm: LLM, replicate: int = 0, twin: int = 0) -> Execution:
         """One answer. A train example is never among its own demos.
 
-        Raises: STOPS errors only (a genome that does not fit the task is a ConfigError); every other failure
+        Raises: FATAL errors only (a genome that does not fit the task is a ConfigError); every other failure
         of a model is in the execution's `error`, with the usage up to there.
         """
         frame = self._frame(genome, example)
@@ -65,7 +65,7 @@ class Program:
             raw = await calls.make(request, "reason" if frame.concludes else "answer")
             if frame.concludes:
                 raw = await calls.make(frame.conclude(request, raw), "conclude")
-        except STOPS:
+        except FATAL:
             raise
         except ModelError as failure:
             return Execution(

@@ -1,0 +1,257 @@
+"""Whole runs in this process: the folder they leave, reproducibility, resume after a kill, systemic failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from servers import FaultServer
+from small import LABELS, small_config, write_config
+
+from evocluster import build
+from evocluster.errors import EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
+
+OBJECTIVES = {"quality", "latency_ms", "cost_usd", "robustness"}
+
+
+def table(folder: Path) -> Any:
+    """All trials of a run."""
+    return pandas.read_parquet(folder / "trials")
+
+
+def front(folder: Path) -> Any:
+    """front.json."""
+    return json.loads((folder / "front.json").read_text())
+
+
+def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:
+    result = build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert run["stop_reason"] == "generations"
+    assert run["seed"] == 5
+    assert run["versions"]["evocluster"]
+    rows = table(tmp_path / "run")
+    evaluations = rows[rows.kind == "evaluation"]
+    assert len(evaluations) == run["evaluations"]
+    assert int(rows.calls.sum()) == run["calls"]
+    assert rows.paid_usd.sum() == pytest.approx(run["paid_usd"])
+    assert len(run["hypervolume"]) >= 3
+    found = front(tmp_path / "run")
+    assert set(found["objectives"]) == OBJECTIVES
+    assert sum(member["recommended"] for member in found["members"]) == 1
+    for member in [found["start"], *found["members"]]:
+        for split in ("train", "validation", "test"):
+            for name in OBJECTIVES:
+                interval = member[split][name]
+                assert interval["low"] <= interval["value"] <= interval["high"]
+        assert set(member["gap"]) >= OBJECTIVES
+    genomes = [json.loads(line) for line in (tmp_path / "run" / "genomes.jsonl").read_text().splitlines()]
+    assert set(evaluations.genome_id) <= {genome["id"] for genome in genomes}
+    assert result.recommended is not None
+
+
+def test_front_values_are_the_means_of_the_table(tmp_path: Path) -> None:
+    build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
+    rows = table(tmp_path / "run")
+    for member in front(tmp_path / "run")["members"]:
+        mine = rows[(rows.genome_id == member["genome"]) & (rows.split == "test") & (rows.kind == "evaluation")]
+        assert member["test"]["quality"]["value"] == pytest.approx(mine[mine.twin == 0].quality.mean())
+        assert member["test"]["cost_usd"]["value"] == pytest.approx(mine.cost_usd.mean())
+        passed = (mine.repairs == 0) & mine.schema_ok & (mine.validator >= 0.9) & mine.error.isna()
+        assert member["test"]["robustness"]["value"] == pytest.approx(passed.mean())
+
+
+def test_the_test_split_is_touched_once_and_at_the_end(tmp_path: Path) -> None:
+    build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
+    rows = table(tmp_path / "run")
+    evaluations = rows[rows.kind == "evaluation"]
+    tested = evaluations[evaluations.split == "test"]
+    assert tested.groupby(["genome_id", "example_id", "twin"]).size().max() == 1
+    assert tested.proposal.min() > evaluations[evaluations.split != "test"].proposal.max()
+
+
+def test_the_same_front_with_1_3_and_8_workers(tmp_path: Path) -> None:
+    fronts = []
+    for workers in (1, 3, 8):
+        config = small_config(
+            tmp_path,
+            models={
+                "fake": {
+                    "kind": "scripted",
+                    "rules": [{"pattern": f"looks {label}", "text": label} for label in LABELS],
+                    "latency_s": 0.3,
+                    "sigma": 1.0,
+                    "time_scale": 0.02,
+                }
+            },
+            engine={"runner": "local", "in_flight": 12, "workers": workers},
+            cache={"path": None},
+        )
+        build.run(build.plan(config), tmp_path / f"run{workers}")
+        fronts.append(front(tmp_path / f"run{workers}"))
+    assert fronts[0] == fronts[1] == fronts[2]
+
+
+def test_a_second_run_from_the_cache_pays_nothing_and_finds_the_same(tmp_path: Path) -> None:
+    first = build.run(build.plan(small_config(tmp_path)), tmp_path / "one")
+    second = build.run(build.plan(small_config(tmp_path)), tmp_path / "two")
+    assert first.run["paid_usd"] > 0
+    assert second.run["paid_usd"] == 0
+    assert second.run["cached"] == second.run["calls"] == first.run["calls"]
+    assert first.front == second.front
+
+
+def test_an_existing_folder_is_refused_and_a_finished_one_stays(tmp_path: Path) -> None:
+    plan = build.plan(small_config(tmp_path))
+    first = build.run(plan, tmp_path / "run")
+    with pytest.raises(RunExists, match="evocluster resume"):
+        build.run(plan, tmp_path / "run")
+    again = build.resume(tmp_path / "run")
+    assert again.run == first.run
+
+
+KILLED = """
+import sys
+from evocluster import build
+build.run(build.plan(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]))
+"""
+
+
+def _serve_slowly(folder: Path, url: str) -> Path:
+    models = {
+        "served": {
+            "kind": "direct",
+            "base_url": url,
+            "model": "m",
+            "completion": True,
+            "price": {"prompt_usd_per_mtok": 1, "completion_usd_per_mtok": 2},
+        }
+    }
+    space = {
+        "rubric": "Which colour?",
+        "temperature": [0.0, 0.5, 1.0],
+        "max_tokens": [4, 8, 16],
+        "demos": {"max": 3},
+        "demo_style": ["chat", "inline", "completion"],
+        "model": ["served"],
+        "label_names": ["as_is", "letters"],
+    }
+    start = [{"rubric": "Which colour?", "demos": []}]
+    return write_config(folder, models=models, space=space, start=start)
+
+
+async def test_sigkill_in_the_middle_pays_nothing_twice_and_finds_the_same_front(tmp_path: Path) -> None:
+    async with FaultServer(latency=lambda: 0.02) as server:
+        server.timings = {"prompt_ms": 10.0, "predicted_ms": 5.0}  # the same latency every time: fronts can be equal
+        path = _serve_slowly(tmp_path / "a", server.url)
+        command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed")]
+        child = subprocess.Popen(command, cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while server.requests < 120 and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        child.wait()
+        assert not (tmp_path / "killed" / "front.json").exists()
+        result = await asyncio.to_thread(lambda: build.resume(tmp_path / "killed"))
+        bodies = Counter(json.dumps(body, sort_keys=True) for body in server.bodies)
+        twice = sum(count - 1 for count in bodies.values())
+        assert twice <= 12, f"{twice} calls were made twice; only those in flight at the kill may be"
+        whole = _serve_slowly(tmp_path / "b", server.url)
+        uninterrupted = await asyncio.to_thread(lambda: build.run(build.plan(whole), tmp_path / "whole"))
+    assert result.front == uninterrupted.front
+    kept = table(tmp_path / "killed")
+    keys = ["proposal", "kind", "example_id", "twin", "replicate"]
+    assert not kept.duplicated(keys).any()
+
+
+def test_resume_with_other_data_is_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    build.run(build.plan(config), tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "interrupted"}))
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[4:]) + "\n")
+    with pytest.raises(RunDamaged, match="config, the data or the version changed"):
+        build.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("html", "HTML"), ("empty_choices", "choices"), ("no_usage", "usage"), ("error_401", "key_env")],
+)
+async def test_an_endpoint_that_cannot_be_used_ends_the_run_with_its_reason(
+    tmp_path: Path, mode: str, said: str
+) -> None:
+    async with FaultServer(mode=mode) as server:
+        path = _serve_slowly(tmp_path, server.url)
+        with pytest.raises(ModelError, match=said) as caught:
+            await asyncio.to_thread(lambda: build.run(build.plan(path), tmp_path / "run"))
+    assert caught.value.exit_code == 7
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert said in run["error"]
+
+
+def test_an_unreachable_endpoint_names_its_address(tmp_path: Path) -> None:
+    path = _serve_slowly(tmp_path, "http://127.0.0.1:9/v1")
+    text = path.read_text().replace("completion: true", "completion: true\n    retries: 0")
+    path.write_text(text)
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9"):
+        build.run(build.plan(path), tmp_path / "run")
+
+
+async def test_what_was_paid_before_a_failure_is_kept_and_resumed(tmp_path: Path) -> None:
+    async with FaultServer(latency=lambda: 0.005) as server:
+        path = _serve_slowly(tmp_path, server.url)
+
+        async def break_later() -> None:
+            while server.requests < 150:
+                await asyncio.sleep(0.002)
+            server.mode = "html"
+
+        breaking = asyncio.ensure_future(break_later())
+        with pytest.raises(EvoclusterError):
+            await asyncio.to_thread(lambda: build.run(build.plan(path), tmp_path / "run"))
+        await breaking
+        kept = len(table(tmp_path / "run"))
+        assert kept > 0
+        server.mode = "ok"
+        result = await asyncio.to_thread(lambda: build.resume(tmp_path / "run"))
+    assert result.status == "finished"
+    assert table(tmp_path / "run").error.notna().sum() <= 12, "only what was in flight when it broke may have failed"
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_paid(tmp_path: Path) -> None:
+    path = write_config(tmp_path, cache={"path": None})
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+    command = [sys.executable, "-c", limit + KILLED, str(path), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "StoreError" in done.stderr
+    result = build.resume(tmp_path / "run")
+    assert result.status == "finished"
+
+
+def test_two_runs_on_one_folder_are_kept_apart(tmp_path: Path) -> None:
+    from evocluster.engine.folder import Folder
+
+    build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    held = Folder.open(tmp_path / "run")
+    with pytest.raises(StoreError, match="in use"):
+        build.resume(tmp_path / "run")
+    held.close()
