@@ -93,11 +93,16 @@ def evaluate(genome: Genome, item: Item) -> Evaluation:
 
 
 async def echo(request: Request) -> Reply:
-    """A model that rewrites by adding a word."""
+    """A model that rewrites by adding words, the placeholders it was told to keep among them."""
     text = request.messages[-1].content if request.messages else request.prompt or ""
     asked = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith(("Instruction:", "First:"))]
+    labels = " {labels}" if "{labels}" in text and "{labels}" not in asked[0] else ""
     return Reply(
-        text=f"{asked[0]} Answer {request.seed % 97}.", prompt_tokens=9, completion_tokens=9, usd=1e-6, seconds=0.1
+        text=f"{asked[0]}{labels} Answer {request.seed % 97}.",
+        prompt_tokens=9,
+        completion_tokens=9,
+        usd=1e-6,
+        seconds=0.1,
     )
 
 
@@ -119,7 +124,7 @@ class World:
         rng = np.random.default_rng(proposal.seed)
         steps = operator.vary(self.space, proposal.parents, proposal.hints, echo, rng)
         try:
-            steps.send(None)  # type: ignore[attr-defined]
+            steps.send(None)
         except StopIteration as end:
             made: Genome = end.value
             return made
@@ -159,9 +164,7 @@ def search(
         "in_flight": 16,
         **rest,
     }
-    optimizer = Optimizer(
-        space=where, settings=settings, budget=budget or Budget(calls=2000), seed=seed, **given
-    )
+    optimizer = Optimizer(space=where, settings=settings, budget=budget or Budget(calls=2000), seed=seed, **given)
     return optimizer, World(where, settings, ())
 
 

@@ -40,11 +40,13 @@ def rank_and_crowding(values: Floats) -> tuple[Ints, Floats]:
     table = finite(values)
     ranks = np.zeros(len(table), dtype=np.int64)
     crowding = np.zeros(len(table))
+    # Equal rows share a place: the first of them keeps its distance, the rest are crowded out before others.
+    first = np.zeros(len(table), dtype=bool)
+    first[np.unique(table, axis=0, return_index=True)[1]] = True
     for rank, front in enumerate(NonDominatedSorting().do(table)):
         ranks[front] = rank
-        rows, first = np.unique(table[front], axis=0, return_index=True)
-        # Equal rows share a place: one of them keeps its distance, the rest are crowded out first.
-        crowding[front[first]] = calc_crowding_distance(rows)
+        apart = front[first[front]]
+        crowding[apart] = calc_crowding_distance(table[apart])
     return ranks, crowding
 
 

@@ -103,9 +103,11 @@ class Population:
                 loser = next((i for i in reversed(kept) if i not in self._elites(members)), None)
                 if loser is not None:
                     kept[kept.index(loser)] = elite
-        chosen = set(kept)
-        self._members = {one.genome.id: one for i, one in enumerate(members) if i in chosen}
-        self._ranked = None
+        ranks, crowding = self.ranked
+        chosen = sorted(kept)
+        self._members = {members[i].genome.id: members[i] for i in chosen}
+        # As in the paper, tournaments compare what survival was decided by.
+        self._ranked = (ranks[chosen], crowding[chosen])
 
     @staticmethod
     def _elites(members: Sequence[Individual]) -> tuple[int, int]:

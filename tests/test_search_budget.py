@@ -1,0 +1,65 @@
+"""The budget and its ledger: nothing is handed out that is not covered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from evocluster.errors import ConfigError
+from evocluster.records import Usage
+from evocluster.search.budget import GENERATIONS, Budget, Ledger
+
+
+def test_a_budget_without_an_end_gets_one() -> None:
+    assert Budget.model_validate({}).generations == GENERATIONS
+    assert Budget.model_validate({"target": 0.9}).generations == GENERATIONS
+    assert Budget().generations == GENERATIONS
+    for end in ({"calls": 5}, {"usd": 0.1}, {"minutes": 2.0}):
+        assert Budget.model_validate(end).generations is None
+    for budget in (Budget(), Budget(calls=5), Budget(usd=1.0, stall=3)):
+        assert Budget.model_validate(budget.model_dump()) == budget
+
+
+@pytest.mark.parametrize("wrong", [{"calls": 0}, {"usd": 0}, {"minutes": -1}, {"generations": 0}, {"call": 5}])
+def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Budget.model_validate(wrong)
+
+
+asked = st.lists(st.tuples(st.integers(1, 9), st.floats(0, 1), st.booleans()), max_size=40)
+
+
+@settings(max_examples=80, deadline=None)
+@given(asked, st.integers(1, 60))
+def test_calls_never_pass_the_limit(proposals: list[tuple[int, float, bool]], limit: int) -> None:
+    ledger, out = Ledger(Budget(calls=limit)), list[tuple[int, int]]()
+    for number, (calls, share, settle_one) in enumerate(proposals):
+        if ledger.lacks(calls, 0.0) is None:
+            ledger.reserve(number, calls, 0.0)
+            out.append((number, int(calls * share)))
+        if settle_one and out:
+            number, used = out.pop(0)
+            ledger.settle(number, Usage(calls=used), used)
+        assert ledger.spent.calls <= ledger.calls <= limit
+
+
+def test_dollars_are_reckoned_and_end_at_the_limit() -> None:
+    ledger = Ledger(Budget(usd=1.0))
+    assert ledger.lacks(10**9, 0.9) is None
+    ledger.reserve(0, 5, 0.9)
+    assert ledger.lacks(1, 0.2) == "usd"
+    ledger.settle(0, Usage(calls=5, usd=0.5), 5)
+    assert ledger.lacks(1, 0.2) is None
+    assert ledger.mean_usd == ledger.dearest_usd == pytest.approx(0.1)
+    ledger.settle(1, Usage(usd=0.6), 2)
+    assert ledger.lacks(1, 0.0) == "usd"
+
+
+def test_too_small_a_budget_is_refused_with_what_it_takes() -> None:
+    with pytest.raises(ConfigError, match=r"calls=10 is too small: at least 50 .* 40 of"):
+        Ledger(Budget(calls=10)).refuse_if_too_small(50, 40)
+    Ledger(Budget(usd=1.0)).refuse_if_too_small(50, 40)
