@@ -156,12 +156,12 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
 
 def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     """The engine of a run folder. Raises: errors.RunExists, errors.RunDamaged, errors.StoreError."""
+    optimizer, facts = plan.optimizer(), plan.facts()
     folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
-    facts = plan.facts()
     if not fresh and (path / "run.json").exists():
         facts["started_at"] = folder.read("run.json").get("started_at")
     facts.setdefault("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
-    return Engine(plan.optimizer(), runner, folder, minutes=plan.config.budget.minutes, facts=facts)
+    return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
 
 def run(
@@ -178,6 +178,7 @@ def run(
     """
     path = (out or Path(plan.config.runs) / plan.config.name).absolute()
     Folder.check_new(path)
+    plan.stack.check()
     say(f"run folder: {path}")
     return _carry_out(plan, path, True, show, interrupted)
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 
 def greedy(seconds: Iterable[float], slots: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 import bench_engine
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from endpoint import Latency, running, stats
 from hypothesis import given

@@ -51,7 +51,10 @@ def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
         folder.append(one)
     folder.close()
     again = Folder.open(tmp_path / "run")
-    stored = list(again.replay())
+    stored, genomes = [], []
+    for back in again.replay():
+        stored.append(back)
+        genomes.append(again.genome(back.genome_id) if back.genome_id else None)
     again.close()
     assert [one.number for one in stored] == [0, 1, 2, 3]
     for one, back in zip(made, stored, strict=True):
@@ -60,7 +63,7 @@ def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
         assert back.usage == one.usage
         assert back.error == one.error
         assert back.genome_id == (one.genome.id if one.genome else None)
-    assert again.genome(made[0].genome.id if made[0].genome else "") == made[0].genome
+    assert genomes == [one.genome for one in made]
 
 
 def test_pandas_reads_it_without_us(tmp_path: Path) -> None:

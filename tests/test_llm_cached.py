@@ -90,7 +90,7 @@ def ask(text: str, replicate: int = 0) -> Request:
 
 async def settle(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not done():  # noqa: ASYNC110 (what is waited for has no event)
+        while not done():
             await asyncio.sleep(0.001)
 
 

@@ -6,14 +6,14 @@ damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
 
 import typer
-from rich.console import Console
 
-from evocluster.cli import models, resume, run, show
+from evocluster.cli import models, resume, run, screen, show
 from evocluster.errors import EvoclusterError
 
 app = typer.Typer(
@@ -52,10 +52,17 @@ def _root(
 
 def main() -> None:
     """Run the command line; every error of ours is one message and its exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of a narrow encoding shows '?', not a traceback
     try:
-        app()
+        app(prog_name="evocluster")
     except EvoclusterError as error:
         if os.environ.get("EVOCLUSTER_TRACEBACK"):
             traceback.print_exc()
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        screen.console(stderr=True).print(screen.plain(f"error: {error}", "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

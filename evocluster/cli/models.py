@@ -6,12 +6,19 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The embedded models that need no key: list and install their weights.", no_args_is_help=True)
+app = typer.Typer(
+    help="The embedded models that need no key: list and install their weights.",
+    epilog="Example: evocluster models list",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")
 def list_models() -> None:
-    """List the embedded models, their licences, and whether their weights are here."""
+    """List the embedded models, their licences, and whether their weights are here.
+
+    Example: evocluster models list
+    """
     from evocluster import build
 
     for name, licence, path in build.embedded_models():

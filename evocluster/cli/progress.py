@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +12,11 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from evocluster.report.result import Result, heading
+from evocluster.cli import screen
+from evocluster.cli.screen import plain
+from evocluster.errors import Interrupted
+from evocluster.report.result import Result, heading, number
 
 PLAIN_EVERY_S = 5.0
 ROWS = 8
@@ -24,8 +25,13 @@ ROWS = 8
 class Display:
     """Call it with progress. On a terminal a live picture, otherwise a line each five seconds; silent when `quiet`."""
 
-    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console(stderr=True, highlight=False)
+    def __init__(
+        self,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or screen.console(stderr=True)
         self._quiet = quiet
         self._clock = clock
         self._live: Live | None = None
@@ -47,7 +53,11 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         if not self._quiet:
-            self._console.print(Text(text))
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One line that stays, also when `quiet`."""
+        self._console.print(plain(text), soft_wrap=True)
 
     def __call__(self, progress: Mapping[str, Any]) -> None:
         """Show this progress (see engine.Engine.progress)."""
@@ -56,10 +66,10 @@ class Display:
         now = self._clock()
         rate = self._speed.update(now, progress.get("evaluations", 0))
         if self._live is not None:
-            self._live.update(Group(Text(line(progress, rate), style="bold"), _front(progress)))
+            self._live.update(Group(plain(line(progress, rate), "bold"), _front(progress)))
         elif now - self._last >= PLAIN_EVERY_S:
             self._last = now
-            self._console.print(Text(line(progress, rate)), soft_wrap=True)
+            self._console.print(plain(line(progress, rate)), soft_wrap=True)
 
 
 class Speed:
@@ -119,37 +129,48 @@ def _front(progress: Mapping[str, Any]) -> Table:
     table = Table(show_edge=False, pad_edge=False, title="front so far (train)", title_justify="left")
     table.add_column("genome")
     for name in names:
-        table.add_column(Text(heading(name)), justify="right")
+        table.add_column(plain(heading(name)), justify="right")
     front: list[Mapping[str, Any]] = list(progress.get("front", []))
     for member in front[:ROWS]:
         values = member["values"]
-        table.add_row(str(member["genome"])[:8], *(_short(name, values.get(name)) for name in names))
+        shown = ("-" if (value := values.get(name)) is None else number(name, value) for name in names)
+        table.add_row(str(member["genome"])[:8], *shown)
     if len(front) > ROWS:
         table.add_row(f"… {len(front) - ROWS} more")
     return table
 
 
-def _short(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value * 1e6:.3g}" if name == "cost_usd" else f"{value:.0f}" if name == "latency_ms" else f"{value:.3f}"
-
-
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """A question whether Ctrl-C was pressed. Once: finish and save; twice: leave at once."""
+def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """A question whether Ctrl-C was pressed. Once: finish and save; twice: leave at once.
+
+    `say` is told of the first one when the question is next asked: nothing is printed inside a signal handler.
+    Raises: errors.Interrupted at the second.
+    """
     pressed = 0
+    said = False
 
     def press(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed += 1
         if pressed > 1:
             raise KeyboardInterrupt
-        print("\nfinishing what is in flight and saving; press Ctrl-C again to leave at once", file=sys.stderr)
+
+    def asked() -> bool:
+        nonlocal said
+        if pressed and not said:
+            said = True
+            say("interrupted: finishing what is in flight and saving it; Ctrl-C again leaves at once")
+        return pressed > 0
 
     before = signal.signal(signal.SIGINT, press)
     try:
-        yield lambda: pressed > 0
+        yield asked
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "left at once: what was in flight is lost, everything finished is kept; "
+            "go on with `evocluster resume FOLDER`"
+        ) from None
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -22,7 +22,7 @@ def resume(
     """
     from evocluster import build
 
-    with progress.Display(quiet=as_json) as display, progress.interruptible() as interrupted:
+    with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
         result = build.resume(folder, runner, show=display, say=display.say, interrupted=interrupted)
     print_result(result, as_json)
     progress.leave(result)

@@ -36,7 +36,7 @@ def run(
     from evocluster import build
 
     plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])])
-    with progress.Display(quiet=as_json) as display, progress.interruptible() as interrupted:
+    with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
         result = build.run(plan, out, show=display, say=display.say, interrupted=interrupted)
     print_result(result, as_json)
     progress.leave(result)

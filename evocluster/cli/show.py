@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from evocluster.report.result import Result, best_split, front_table
+from evocluster.cli import screen
+from evocluster.cli.screen import plain
+from evocluster.report.result import Result, Row, front_rows, heading
+
+STYLES = {"*": "bold green", "start*": "bold green", "start": "dim"}
 
 
 def show(
@@ -29,45 +34,104 @@ def show(
 def print_result(result: Result, as_json: bool, full: bool = False) -> None:
     """Print a result for people or for programs; rubrics and outputs are plain text, never markup."""
     if as_json:
-        typer.echo(
-            json.dumps({"folder": str(result.path), "run": result.run, "front": result.front}, ensure_ascii=False)
-        )
+        # All ASCII, so that no text in it can reach a terminal or a narrow encoding as anything but JSON.
+        typer.echo(json.dumps({"folder": str(result.path), "run": result.run, "front": result.front}))
         return
-    console = Console(highlight=False)
-    if result.members:
-        _print_front(console, result)
-    recommended = result.recommended
-    if recommended and full:
-        console.print(Text(json.dumps(recommended["genes"], indent=2, ensure_ascii=False)))
-    _print_run(console, result)
-
-
-def _print_front(console: Console, result: Result) -> None:
-    titles, rows = front_table(result)
-    table = Table(show_edge=False, pad_edge=False)
-    for title in titles[:-1]:
-        table.add_column(Text(title), overflow="fold")
-    table.add_column(Text(titles[-1]), overflow="fold", min_width=24)
-    for row in rows:
-        style = {"recommended": "bold green", "start": "dim"}.get(row[0], "")
-        table.add_row(*(Text(text) for text in row), style=style)
-    split = best_split(result.members[0])
-    console.print(Text(f"Front on {split} ({'with 95 % intervals'}), cost at list price"))
-    console.print(table)
+    console = screen.console()
+    rows = front_rows(result) if result.members else []
+    if rows:
+        _print_front(console, result, rows)
     recommended = result.recommended
     if recommended:
-        console.print(Text(f"Recommended: {recommended['genome']} ({recommended['why']})"))
+        console.print(
+            plain(f"Recommended: {recommended['genome']}, by {recommended['why']} (on validation)"), soft_wrap=True
+        )
+        if full:
+            whole = json.dumps(recommended["genes"], indent=2, ensure_ascii=False)
+            console.print(plain(whole), soft_wrap=True)
+    _print_run(console, result, bool(rows))
 
 
-def _print_run(console: Console, result: Result) -> None:
+def _print_front(console: Console, result: Result, rows: Sequence[Row]) -> None:
+    splits = list(dict.fromkeys(row.split for row in rows))
+    if len(splits) == 1:
+        count = (result.run.get("examples") or {}).get(splits[0])
+        where = f"on {splits[0]}" + (f" ({count} examples)" if count else "")
+    else:
+        where = "each on the split it names"
+    console.print(plain(f"Front {where}, 95 % intervals, cost at list price"))
+    console.print()
+    beside = _table(result, rows, len(splits) > 1, " ")
+    fits = console.measure(beside).maximum <= console.width
+    console.print(beside if fits else _table(result, rows, len(splits) > 1, "\n"))
+    console.print()
+    console.print(plain(_legend(result)))
+    console.print()
+    grid = Table.grid(padding=(0, 2))
+    for row in rows:
+        style = STYLES.get(row.mark, "")
+        grid.add_row(plain(row.mark, style), plain(row.genome, style), plain(row.configuration))
+    grid.columns[0].no_wrap = grid.columns[1].no_wrap = True
+    grid.columns[2].overflow = "fold"
+    console.print(grid)
+    console.print()
+
+
+def _table(result: Result, rows: Sequence[Row], with_split: bool, between: str) -> Table:
+    """The numbers; `between` stands between a value and its interval: a space, or a new line where it is narrow."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("genome", no_wrap=True)
+    if with_split:
+        table.add_column("split", no_wrap=True)
+    for name in result.objectives:
+        table.add_column(plain(heading(name)), overflow="fold")
+    table.add_column("gap", justify="right", no_wrap=True)
+    for row in rows:
+        head = [row.mark, row.genome, *([row.split] if with_split else [])]
+        cells = [between.join(filter(None, pair)) for pair in row.cells]
+        style = STYLES.get(row.mark, "")
+        table.add_row(*(plain(text, style) for text in (*head, *cells, row.gap)))
+    return table
+
+
+def _legend(result: Result) -> str:
+    parts = []
+    if result.start:
+        on = any(member["genome"] == result.start["genome"] for member in result.members)
+        parts.append(f"start: where the search began, {'itself' if on else 'not'} on the front.")
+    if result.recommended:
+        parts.append("*: recommended.")
+    parts.append("gap: validation quality minus test quality.")
+    if result.start:
+        parts.append("Below: the start's genes, then what the others change.")
+    return " ".join(parts)
+
+
+def _print_run(console: Console, result: Result, front: bool) -> None:
     run = result.run
     spent = f"{run.get('evaluations', 0)} evaluations, {run.get('calls', 0)} calls "
-    spent += f"({run.get('cached', 0)} from the cache), "
-    spent += f"${run.get('paid_usd', 0.0):.4f} spent, {run.get('elapsed_s', 0.0):.0f} s"
-    console.print(Text(f"{result.status}: {spent}; the search ended by: {run.get('stop_reason') or 'not yet'}"))
+    spent += f"({run.get('cached', 0)} from the cache), ${run.get('paid_usd', 0.0):.4f} spent "
+    spent += f"(${run.get('usd', 0.0):.4f} without the cache), {run.get('elapsed_s', 0.0):.0f} s"
+    lines = [f"Status: {result.status}" + ("" if front else ", no front yet")]
+    lines.append(f"Spent: {spent}")
+    lines.append(f"The search ended by: {run.get('stop_reason') or 'nothing yet'}")
+    for text in lines:
+        console.print(plain(text), soft_wrap=True)
     if run.get("error"):
-        console.print(Text(f"error: {run['error']}", style="red"))
+        console.print(plain(f"error: {run['error']}", "red"), soft_wrap=True)
+    folder = _path(result.path)
+    console.print(
+        plain(f"Run folder: {folder} (front.json, run.json, genomes.jsonl, trials/*.parquet)"), soft_wrap=True
+    )
+    commands = [f"evocluster show {folder} --full", f"evocluster show {folder} --json"]
     if result.status in ("interrupted", "failed", "running"):
-        console.print(Text(f"Go on with: evocluster resume {result.path}"))
-    else:
-        console.print(Text(f"Everything is in {result.path}: front.json, run.json, genomes.jsonl, trials/*.parquet"))
+        commands = [f"evocluster resume {folder}"]
+    for label, command in zip(("Next:", "     "), commands, strict=False):
+        console.print(plain(f"{label} {command}"), soft_wrap=True)
+
+
+def _path(path: Path) -> str:
+    """As a shell reads it, relative where it is below the working directory."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) and path != here else path))

@@ -13,14 +13,17 @@ from typing import Any
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import Cache, Claim
 
+LEASE_S = 600.0
+"""Seconds a claim is good for: longer than any deadline of a call with its retries."""
+
 
 class CacheKeeper:
     """A plain class made an actor by `start`: claims in memory, completions on the disk of its node."""
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str | None, lease_s: float) -> None:
         from evocluster.store.cache import DiskCache
 
-        self._cache: Cache = LocalCache(DiskCache(Path(folder)) if folder else None)
+        self._cache: Cache = LocalCache(DiskCache(Path(folder)) if folder else None, lease_s)
 
     async def get_many(self, keys: Sequence[str]) -> list[str | Claim]:
         """See llm.client.Cache."""
@@ -67,14 +70,23 @@ class RemoteCache:
         """See llm.client.Cache."""
         await self._actor.drop_many.remote(list(keys))
 
+    def stop(self) -> None:
+        """End the actor; what it stored is on disk."""
+        import ray
 
-def start(folder: Path | None, node: str) -> RemoteCache:
-    """A cache actor on the node with this id, keeping its completions in `folder` (None: in memory)."""
+        ray.kill(self._actor)
+
+
+def start(folder: Path | None, node: str, lease_s: float = LEASE_S) -> RemoteCache:
+    """A cache actor on the node with this id, keeping its completions in `folder` (None: in memory).
+
+    `lease_s`: how long a claim is good for.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
     keeper: Any = ray.remote(CacheKeeper).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=place)
-    actor: Any = keeper.remote(str(folder) if folder else None)
+    actor: Any = keeper.remote(str(folder) if folder else None, lease_s)
     ray.get(actor.ping.remote())
     return RemoteCache(actor)

@@ -222,8 +222,8 @@ class Engine:
         kind = ModelError if text.startswith("model") else EvoclusterError
         raise kind(
             f"every evaluation failed in {len(self._suspects)} trial(s) in a row, {len(last.evaluations)} in the last; "
-            f"its first failure: {text}. Nothing of these was recorded, everything before is kept: mend it, then "
-            f"`evocluster resume {self._folder.path}`"
+            f"its first failure: {text.rstrip('.')} | Nothing of these was recorded, everything before is kept: "
+            f"mend it, then `evocluster resume {self._folder.path}`"
         )
 
     def _commit(self, trial: Trial) -> None:

@@ -174,6 +174,7 @@ class Folder:
         self._held = held
         self._table = table
         self._genomes = genomes
+        self._written = set(genomes)
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -220,7 +221,7 @@ class Folder:
 
     def append(self, trial: Trial) -> None:
         """Keep a trial; it is on disk when this returns. Raises: errors.StoreError."""
-        if trial.genome is not None and trial.genome.id not in self._genomes:
+        if trial.genome is not None and trial.genome.id not in self._written:
             line = {
                 "id": trial.genome.id,
                 "generation": trial.proposal.generation,
@@ -229,7 +230,7 @@ class Folder:
                 "genes": trial.genome.genes,
             }
             append_line(self.path / "genomes.jsonl", canonical(line))
-            self._genomes[trial.genome.id] = trial.genome
+            self._written.add(trial.genome.id)
         self._table.append(rows(trial))
 
     def replay(self) -> Iterator[Stored]:
@@ -237,9 +238,10 @@ class Folder:
         rows_in_order = (row for chunk in self._table.read() for row in chunk)
         for _, batch in groupby(rows_in_order, key=lambda row: row["proposal"]):
             yield _stored(list(batch))
+        self._genomes = {}
 
     def genome(self, genome_id: str) -> Genome:
-        """The genome of this id. Raises: errors.RunDamaged."""
+        """The genome of a kept trial, while `replay` goes on. Raises: errors.RunDamaged."""
         if genome_id not in self._genomes:
             raise RunDamaged(f"{str(self.path / 'genomes.jsonl')!r} lacks genome {genome_id!r} that a trial names")
         return self._genomes[genome_id]

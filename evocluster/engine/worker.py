@@ -28,7 +28,7 @@ class Evaluate(Protocol):
 class Stack(Protocol):
     """The configured models with limits and cache around them, as one LLM."""
 
-    async def open(self, cache: Cache | None) -> LLM: ...
+    async def open(self, cache: Cache | None, slots: int) -> LLM: ...
 
     async def close(self) -> None: ...
 
@@ -47,7 +47,7 @@ class Meter:
 
 
 class Worker:
-    """One process's hands: at most `slots` evaluations at once, shared by all proposals under way."""
+    """One process's hands: at most `slots` calls to models at once, shared by all proposals under way."""
 
     def __init__(
         self, space: Space, operators: Mapping[str, Operator], evaluator: Evaluate, stack: Stack, slots: int
@@ -57,12 +57,11 @@ class Worker:
         self._evaluator = evaluator
         self._stack = stack
         self._slots = slots
-        self._gate: asyncio.Semaphore | None = None
         self._llm: LLM | None = None
 
     @property
     def slots(self) -> int:
-        """Evaluations at once."""
+        """Calls to models at once."""
         return self._slots
 
     @property
@@ -76,8 +75,7 @@ class Worker:
 
     async def open(self, cache: Cache | None) -> None:
         """Connect the models. Raises: errors.ConfigError, errors.ModelError."""
-        self._gate = asyncio.Semaphore(self._slots)
-        self._llm = await self._stack.open(cache)
+        self._llm = await self._stack.open(cache, self._slots)
 
     async def close(self) -> None:
         """Disconnect the models."""
@@ -85,7 +83,7 @@ class Worker:
 
     async def run(self, proposal: Proposal) -> Trial:
         """The trial of this proposal. Raises: FATAL errors only; everything else is in the trial."""
-        if self._llm is None or self._gate is None:
+        if self._llm is None:
             raise RuntimeError("open() comes before run()")
         meter = Meter(self._llm)
         try:
@@ -95,7 +93,7 @@ class Worker:
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
             return Trial(proposal=proposal, usage=meter.usage, error=f"{kind}: {type(failure).__name__}: {failure}")
-        evaluations = await self._evaluate(proposal.items, genome, self._llm, self._gate)
+        evaluations = await self._evaluate(proposal.items, genome, self._llm)
         return Trial(proposal=proposal, genome=genome, evaluations=tuple(evaluations), usage=meter.usage)
 
     async def _make(self, proposal: Proposal, llm: LLM) -> Genome:
@@ -105,14 +103,8 @@ class Worker:
         rng = np.random.default_rng(proposal.seed)
         return await operator.vary(self._space, proposal.parents, proposal.hints, llm, rng)
 
-    async def _evaluate(
-        self, items: Sequence[Item], genome: Genome, llm: LLM, gate: asyncio.Semaphore
-    ) -> list[Evaluation]:
-        async def one(item: Item) -> Evaluation:
-            async with gate:
-                return await self._evaluator.evaluate(item, genome, llm)
-
-        tasks = [asyncio.ensure_future(one(item)) for item in items]
+    async def _evaluate(self, items: Sequence[Item], genome: Genome, llm: LLM) -> list[Evaluation]:
+        tasks = [asyncio.ensure_future(self._evaluator.evaluate(item, genome, llm)) for item in items]
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:

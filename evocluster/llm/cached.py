@@ -34,6 +34,10 @@ class Shelf(Protocol):
     def put_many(self, items: Mapping[str, str]) -> None: ...
 
 
+PUT_LINGER_S = 0.002
+"""Results gather shorter than look-ups: what a kill finds gathered is paid again."""
+
+
 class MemoryShelf:
     """A shelf that forgets with its process."""
 
@@ -217,7 +221,7 @@ class Cached:
         llm: LLM,
         cache: Cache,
         identity: Mapping[str, str],
-        linger_s: float = 0.002,
+        linger_s: float = 0.01,
         batch: int = 100,
     ) -> None:
         """`identity`: model name -> Model.identity.
@@ -228,7 +232,7 @@ class Cached:
         self._cache = cache
         self._identity = dict(identity)
         self._gets: _Batcher[str, str | Claim] = _Batcher(cache.get_many, linger_s, batch, True, self._unclaimed)
-        self._puts: _Batcher[tuple[str, str], None] = _Batcher(self._store, linger_s, batch)
+        self._puts: _Batcher[tuple[str, str], None] = _Batcher(self._store, min(linger_s, PUT_LINGER_S), batch)
         self._drops: set[asyncio.Task[None]] = set()
         self.hits = 0
         """Calls answered from the cache."""

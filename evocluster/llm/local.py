@@ -233,6 +233,8 @@ def serve(settings: dict[str, Any]) -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
     params.cache_ram_mib = settings["host_cache_mib"]
     params.swa_full = settings["swa_full"]
+    # Measured on AVX2: 30 new tokens after 575 cached ones take 340 ms without and 400 ms with flash attention.
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.hostnames = ["127.0.0.1"]
     params.port = settings["port"]
     params.endpoint_slots = False

@@ -1,6 +1,9 @@
 """The configured models as one LLM: each with its own limits and retries, one cache before all of them.
 
-    Cached( Router( name -> Limited( model ) ) )
+    Cached( Gate( Router( name -> Limited( model ) ) ) )
+
+The gate stands behind the cache: a hit takes no slot, look-ups of a whole batch travel together before any slot is
+free, and a slot is free again the moment an answer has arrived.
 
 Picklable until `open`. Models that run on a node (the embedded ones) may be started once a node by whoever owns
 the node and attached here by their addresses.
@@ -8,14 +11,21 @@ the node and attached here by their addresses.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from evocluster.llm import weights
 from evocluster.llm.cached import Cached
-from evocluster.llm.client import LLM, Abilities, Cache, Model, Router
+from evocluster.llm.client import LLM, Abilities, Cache, Model, Reply, Request, Router
+from evocluster.llm.direct import Direct
 from evocluster.llm.limits import Limited
+from evocluster.llm.local import Local
+from evocluster.llm.prices import required
+from evocluster.llm.remote import Remote
+from evocluster.llm.wire import secret
 
 
 @runtime_checkable
@@ -46,6 +56,19 @@ class Bounded(Model, Protocol):
     def retries(self) -> int: ...
 
 
+class Gate:
+    """At most `slots` calls in flight, first come first served. Make it in the event loop that calls it."""
+
+    def __init__(self, llm: LLM, slots: int) -> None:
+        self._llm = llm
+        self._slots = asyncio.Semaphore(slots)
+
+    async def __call__(self, request: Request) -> Reply:
+        """Waits for a slot; then as the LLM behind."""
+        async with self._slots:
+            return await self._llm(request)
+
+
 class Stack:
     """Call order: construct (picklable), `open`, calls through what it returned, `close`."""
 
@@ -53,6 +76,20 @@ class Stack:
         self.models = dict(models)
         self._seed = seed
         self._cached: Cached | None = None
+
+    def check(self) -> None:
+        """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
+
+        Raises: errors.MissingModel, errors.PriceError.
+        """
+        for model in self.models.values():
+            if isinstance(model, Direct | Remote):
+                secret(model.key_env, model.model)
+            if isinstance(model, Direct):
+                required(model.price, model.model)
+            if isinstance(model, Local):
+                required(model.price, model.name)
+                weights.find(model.name)
 
     def abilities(self) -> dict[str, Abilities]:
         """What each model can do."""
@@ -69,8 +106,11 @@ class Stack:
             models[name] = self.hosted()[name].attach(addresses)  # type: ignore[assignment]
         return Stack(models, self._seed)
 
-    async def open(self, cache: Cache | None) -> LLM:
-        """Open every model; when one fails, those already open are closed. Raises: ConfigError, ModelError."""
+    async def open(self, cache: Cache | None, slots: int) -> LLM:
+        """Open every model, with at most `slots` calls in flight over all of them.
+
+        When one fails to open, those already open are closed. Raises: ConfigError, ModelError.
+        """
         opened: list[Bounded] = []
         try:
             for model in self.models.values():
@@ -91,7 +131,7 @@ class Stack:
             )
             for name, model in self.models.items()
         }
-        llm: LLM = Router(limited)
+        llm: LLM = Gate(Router(limited), slots)
         if cache is not None:
             identity = {name: model.identity for name, model in self.models.items()}
             llm = self._cached = Cached(llm, cache, identity)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evocluster.errors import RunDamaged
 from evocluster.store.files import read_json
 
 BEST_SPLIT = ("test", "validation", "train")
+RUBRIC_CHARS = 240
+DEMOS_NAMED = 4
 
 
 class Result:
@@ -21,10 +23,10 @@ class Result:
             raise RunDamaged(
                 f"{str(self.path)!r} holds no run (no run.json in it); give the folder that `evocluster run` printed"
             )
-        self.run: dict[str, Any] = read_json(self.path / "run.json")
+        self.run: dict[str, Any] = _mapping(self.path / "run.json")
         """run.json: status, seed, spend, calls, stop reason, hypervolume."""
         front = self.path / "front.json"
-        self.front: dict[str, Any] = read_json(front) if front.exists() else {}
+        self.front: dict[str, Any] = _mapping(front) if front.exists() else {}
         """front.json; empty before the search has a front."""
 
     @property
@@ -57,66 +59,114 @@ class Result:
         return f"Result({str(self.path)!r}, {self.status}, {len(self.members)} on the front)"
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RunDamaged(
+            f"{str(path)!r} holds a {type(found).__name__}, not a JSON object; put the file back from a copy, "
+            "or start a new run with --out FOLDER"
+        )
+    return found
+
+
 def best_split(member: Mapping[str, Any]) -> str:
     """The most honest split this member was measured on: test, else validation, else train."""
     return next((split for split in BEST_SPLIT if member.get(split)), "train")
 
 
-def cell(name: str, interval: Mapping[str, float] | None) -> str:
-    """One value with its 95 % interval, short."""
-    if not interval:
-        return "-"
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    if name == "cost_usd":
-        return f"{value * 1e6:.3g} [{low * 1e6:.3g}, {high * 1e6:.3g}]"
-    if name == "latency_ms":
-        return f"{value:.0f} [{low:.0f}, {high:.0f}]"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def heading(name: str) -> str:
-    """An objective's column title with its unit."""
-    return {"cost_usd": "cost, USD per 1M queries", "latency_ms": "latency, ms"}.get(name, name)
+    """An objective's column title, with its unit where the cells do not say it."""
+    return {"cost_usd": "USD per 1M", "latency_ms": "latency"}.get(name, name)
 
 
-def describe(genes: Mapping[str, Any], rubric_chars: int = 60) -> str:
-    """A genome's genes in one line."""
-    parts = []
-    for name in sorted(genes):
-        value = genes[name]
-        if name == "rubric":
-            text = " ".join(str(value).split())
-            value = repr(text if len(text) <= rubric_chars else text[: rubric_chars - 1] + "…")
-        elif name == "demos":
-            value = len(value)
-        elif isinstance(value, float):
-            value = f"{value:.3g}"
-        parts.append(f"{name}={value}")
-    return " ".join(parts)
+def number(name: str, value: float) -> str:
+    """One value of an objective, short and without unit: latency in ms, cost in US dollars for a million queries."""
+    if name == "latency_ms":
+        return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    if name == "cost_usd":
+        value *= 1e6
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def front_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Column titles and rows: the starting configuration, then the front. Values are of the most honest split."""
-    titles = [
-        "",
-        "genome",
-        *(heading(name) for name in result.objectives),
-        "validation - test",
-        "configuration",
-    ]
+def cell(name: str, interval: Mapping[str, float | None] | None) -> tuple[str, str]:
+    """A value, and its 95 % interval in brackets. What is null in front.json was not finite.
+
+    A null value ('-': nothing was measured, or every call failed) has no interval; a null bound is 'inf'.
+    """
+    value = (interval or {}).get("value")
+    if interval is None or value is None:
+        return "-", ""
+    low, high = (_bound(name, interval.get(end)) for end in ("low", "high"))
+    dash = ".." if low.startswith("-") or high.startswith("-") else "-"
+    return number(name, value) + (" ms" if name == "latency_ms" else ""), f"[{low}{dash}{high}]"
+
+
+def _bound(name: str, value: float | None) -> str:
+    return "inf" if value is None else number(name, value)
+
+
+def describe(genes: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> str:
+    """Genes in one line; with a `reference` only those that differ from it."""
+    changed = [name for name in sorted(genes) if reference is None or genes[name] != reference.get(name)]
+    return " ".join(f"{name}={_GENES.get(name, _gene)(genes[name])}" for name in changed)
+
+
+def _gene(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _rubric(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return repr(text if len(text) <= RUBRIC_CHARS else text[: RUBRIC_CHARS - 1] + "…")
+
+
+def _demos(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return _gene(value)
+    named = ", ".join(str(demo) for demo in value[:DEMOS_NAMED])
+    return f"{len(value)} ({named}{', …' if len(value) > DEMOS_NAMED else ''})" if value else "0"
+
+
+_GENES: Mapping[str, Callable[[Any], str]] = {"rubric": _rubric, "demos": _demos}
+
+
+class Row(NamedTuple):
+    """One configuration of the front table."""
+
+    mark: str
+    """'start', '*' (recommended), 'start*' (both) or nothing."""
+    genome: str
+    """The first 8 digits of its id."""
+    split: str
+    """The split its values are of."""
+    cells: tuple[tuple[str, str], ...]
+    """Value and interval of each objective."""
+    gap: str
+    """Validation quality minus test quality: what selection had flattered."""
+    configuration: str
+    """The start's genes whole; of the others those that differ from the start."""
+
+
+def front_rows(result: Result) -> list[Row]:
+    """The starting configuration, then the front, the recommended member first; nothing stands twice."""
+    start = result.start
+    reference = start["genes"] if start else None
     rows = []
-    members: Sequence[dict[str, Any]] = [*([result.start] if result.start else []), *result.members]
-    for index, member in enumerate(members):
-        mark = "start" if result.start and index == 0 else ("recommended" if member["recommended"] else "")
-        measured = member.get(best_split(member)) or {}
-        gap = (member.get("gap") or {}).get("quality")
-        rows.append(
-            [
-                mark,
-                member["genome"][:8],
-                *(cell(name, measured.get(name)) for name in result.objectives),
-                "-" if gap is None else f"{gap:+.3f}",
-                describe(member["genes"]),
-            ]
-        )
-    return titles, rows
+    if start:
+        chosen = bool(result.recommended and result.recommended["genome"] == start["genome"])
+        rows.append(_row(result, start, "start*" if chosen else "start", describe(start["genes"])))
+    for member in result.members:
+        if start is None or member["genome"] != start["genome"]:
+            text = describe(member["genes"], reference) or "as the start"
+            rows.append(_row(result, member, "*" if member["recommended"] else "", text))
+    return rows
+
+
+def _row(result: Result, member: Mapping[str, Any], mark: str, configuration: str) -> Row:
+    split = best_split(member)
+    measured = member.get(split) or {}
+    gap = (member.get("gap") or {}).get("quality")
+    cells = tuple(cell(name, measured.get(name)) for name in result.objectives)
+    said = "-" if gap is None else f"{gap:+.2f}"
+    return Row(mark, str(member["genome"])[:8], split, cells, said, configuration)

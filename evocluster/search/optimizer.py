@@ -78,7 +78,7 @@ class Search(Part):
         """The lookahead: the setting, else enough to keep `in_flight` evaluations under way; never of the
         workers' number.
         """
-        return self.lookahead or max(4, ceil(2 * in_flight / self.block) + 2)
+        return self.lookahead or max(4, ceil(3 * in_flight / self.block) + 1)
 
 
 class Optimizer:

@@ -1,0 +1,13 @@
+"""The example of a user's own loop really searches."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ask_tell import search
+
+
+def test_the_example_finds_what_its_rule_asks_for() -> None:
+    (recommended,) = [member for member in asyncio.run(search()) if member.recommended]
+    assert recommended.validation["quality"].value >= 0.8
+    assert recommended.genome["chunk"] < 512, "a cheaper one than the dearest reaches 0.8"

@@ -1,0 +1,139 @@
+"""The engine over Ray: the same front as in this process, survival of dead workers, the cache as an actor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas
+import psutil
+import pytest
+from contract_cache import CacheContract
+from small import LABELS, small_config, write_config
+
+from evocluster import build
+from evocluster.errors import ModelError
+from evocluster.llm.client import Cache
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+RAY = {"runner": "ray", "in_flight": 12}
+
+
+def front(folder: Path) -> Any:
+    """front.json."""
+    return json.loads((folder / "front.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local Ray for the tests of this file that need no fault."""
+    from evocluster.cluster.session import session
+
+    with session(num_cpus=2):
+        yield
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_finds_what_this_process_finds(tmp_path: Path) -> None:
+    local = small_config(tmp_path, cache={"path": None})
+    build.run(build.plan(local), tmp_path / "local")
+    for workers in (1, 3):
+        config = small_config(
+            tmp_path, engine={**RAY, "workers": workers}, cache={"path": str(tmp_path / f"c{workers}")}
+        )
+        result = build.run(build.plan(config), tmp_path / f"ray{workers}")
+        assert result.status == "finished"
+        assert front(tmp_path / f"ray{workers}") == front(tmp_path / "local")
+        assert result.run["cached"] < result.run["calls"]
+    again = small_config(tmp_path, engine=RAY, cache={"path": str(tmp_path / "c3")})
+    assert build.run(build.plan(again), tmp_path / "again").run["paid_usd"] == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_fatal_error_in_a_worker_reaches_the_caller_as_itself(tmp_path: Path) -> None:
+    models = {
+        "fake": {
+            "kind": "direct",
+            "base_url": "http://127.0.0.1:9/v1",
+            "model": "m",
+            "completion": True,
+            "choices": "grammar",
+            "retries": 0,
+            "price": {"prompt_usd_per_mtok": 1, "completion_usd_per_mtok": 1},
+        }
+    }
+    config = small_config(tmp_path, models=models, engine=RAY)
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9"):
+        build.run(build.plan(config), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+RUN = """
+import sys
+from pathlib import Path
+from evocluster import build
+build.run(build.plan(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    fake = {
+        "kind": "scripted",
+        "rules": [{"pattern": f"looks {label}", "text": label} for label in LABELS],
+        "latency_s": 0.2,
+        "sigma": 0.3,
+        "time_scale": 1.0,
+    }
+    path = write_config(tmp_path, models={"fake": fake}, engine=RAY)
+    child = subprocess.Popen([sys.executable, "-c", RUN, str(path), str(tmp_path / "run")])
+    killed = _kill_a_puller(child.pid, tmp_path / "run")
+    assert child.wait(timeout=240) == 0
+    assert killed
+    rows = pandas.read_parquet(tmp_path / "run" / "trials")
+    assert not rows.duplicated(["proposal", "kind", "example_id", "twin"]).any()
+    assert rows.error.isna().all()
+    calm = small_config(tmp_path / "calm", models={"fake": {**fake, "time_scale": 0.0}}, cache={"path": None})
+    build.run(build.plan(calm), tmp_path / "local")
+    assert front(tmp_path / "run") == front(tmp_path / "local")
+
+
+def _kill_a_puller(driver: int, folder: Path) -> bool:
+    """SIGKILL one worker process of this driver once some trials are kept."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(folder.glob("trials/tail-*")) and any(
+            path.stat().st_size > 5000 for path in folder.glob("trials/tail-*")
+        ):
+            for process in psutil.Process(driver).children(recursive=True):
+                if "ray::Puller" in " ".join(process.cmdline()[:1]):
+                    os.kill(process.pid, signal.SIGKILL)
+                    return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRemoteCache(CacheContract):
+    """The contract over the actor."""
+
+    def make(self, folder: Path, lease_s: float = 600.0) -> Cache:
+        """An actor of its own for each test."""
+        import ray
+
+        from evocluster.cluster import cache
+
+        return cache.start(folder, ray.get_runtime_context().get_node_id(), lease_s)
+
+    async def finish(self, cache: Cache) -> None:
+        """End the actor."""
+        await asyncio.sleep(0)
+        cache.stop()  # type: ignore[attr-defined]
