@@ -179,6 +179,7 @@ def run(
     path = (out or Path(plan.config.runs) / plan.config.name).absolute()
     Folder.check_new(path)
     plan.stack.check()
+    plan.optimizer()
     say(f"run folder: {path}")
     return _carry_out(plan, path, True, show, interrupted)
 
@@ -228,7 +229,9 @@ def optimize(
 def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
     settings = plan.config.engine
     if settings.runner == "local":
-        status = _threaded(partial(_run_local, plan, path, fresh, show, interrupted))
+        stop = threading.Event()
+        asked = partial(_either, interrupted, stop)
+        status = _threaded(partial(_run_local, plan, path, fresh, show, asked), stop)
     else:
         status = _run_ray(plan, path, fresh, show, interrupted)
     result = Result(path)
@@ -276,28 +279,35 @@ async def _local(plan: Plan, path: Path, fresh: bool, show: Show | None, interru
                 held.callback(disk.close)
             cache = LocalCache(disk)
         shares = [settings.in_flight // count + (index < settings.in_flight % count) for index in range(count)]
-        held_servers: list[Any] = []
-        stacks = await _attached(plan.stack, held_servers)
+        servers: list[Any] = []
         try:
-            workers = [plan.worker().sized(share, stacks) for share in shares]
+            urls = await _serving(plan.stack, servers)
+            workers = [plan.worker().sized(share, plan.stack.attached(urls, count)) for share in shares]
             runner = LocalRunner(workers, cache)
             return await carry(engine(plan, path, fresh, runner), show=show, interrupted=interrupted)
         finally:
-            for server in held_servers:
+            for server in servers:
                 await server.stop()
 
 
-async def _attached(stack: Stack, started: list[Any]) -> Stack:
-    """The stack with its embedded models' servers started in this process; `started` gets what has to be stopped."""
+async def _serving(stack: Stack, started: list[Any]) -> dict[str, tuple[str, ...]]:
+    """Start the servers of the embedded models here: name -> addresses; `started` gets what has to be stopped."""
     urls: dict[str, tuple[str, ...]] = {}
     for name, model in stack.hosted().items():
         started.append(model)
         urls[name] = await model.start()
-    return stack.attached(urls)
+    return urls
 
 
-def _threaded(work: Callable[[], str]) -> str:
-    """Run in this thread, or in another one where an event loop is running already (a notebook)."""
+def _either(interrupted: Callable[[], bool], stop: threading.Event) -> bool:
+    return interrupted() or stop.is_set()
+
+
+def _threaded(work: Callable[[], str], stop: threading.Event) -> str:
+    """Run in this thread, or in another one where an event loop is running already (a notebook).
+
+    Interrupted while it waits, it sets `stop` and lets the run save itself before it raises.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -312,7 +322,12 @@ def _threaded(work: Callable[[], str]) -> str:
 
     thread = threading.Thread(target=body, name="evocluster-run")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:
+        stop.set()
+        thread.join()
+        raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]

@@ -61,6 +61,18 @@ async def test_what_a_dead_worker_held_goes_to_another_in_order() -> None:
     assert [one.number for one in again] == [0, 1, 2]
 
 
+async def test_a_dead_worker_still_waiting_for_work_gets_none() -> None:
+    dispatch = Dispatch()
+    dispatch.submit(proposal(0))
+    await dispatch.pull("dead", 4)
+    parked = asyncio.ensure_future(dispatch.pull("dead", 4, wait_s=5))
+    await asyncio.sleep(0)
+    assert dispatch.lost("dead") == 1
+    again = await dispatch.pull("live", 4)
+    assert [one.number for one in again or []] == [0]
+    assert await parked is None
+
+
 async def test_a_proposal_that_kills_workers_is_given_back_as_a_failed_trial() -> None:
     dispatch = Dispatch()
     dispatch.submit(proposal(0))
@@ -101,17 +113,19 @@ def test_every_proposal_is_settled_exactly_once_whatever_dies(script: list[str],
     async def play() -> list[int]:
         dispatch = Dispatch()
         held: dict[str, list[Proposal]] = {"a": [], "b": []}
+        lives = {"a": 0, "b": 0}
         for number in range(count):
             dispatch.submit(proposal(number))
         for line in [*script, *["pull a", "done a", "done b"] * count]:
             verb, worker = line.split()
             if verb == "pull":
-                held[worker] += await dispatch.pull(worker, 6, wait_s=0) or []
+                held[worker] += await dispatch.pull(f"{worker}.{lives[worker]}", 6, wait_s=0) or []
             elif verb == "done":
-                dispatch.finish(worker, [Trial(proposal=one) for one in held[worker]])
+                dispatch.finish(f"{worker}.{lives[worker]}", [Trial(proposal=one) for one in held[worker]])
                 held[worker] = []
             else:
-                dispatch.lost(worker)
+                dispatch.lost(f"{worker}.{lives[worker]}")
+                lives[worker] += 1
                 held[worker] = []
         return [(await asyncio.wait_for(dispatch.next(), 1)).proposal.number for _ in range(count)]
 

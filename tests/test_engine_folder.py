@@ -15,7 +15,7 @@ from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial,
 
 def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
     """A trial with everything set that a row can carry."""
-    genome = Genome(genes={"rubric": f"rubric {number} ü", "demos": ["a", "b"], "temperature": 0.5})
+    genome = Genome(genes={"rubric": f"rubric {number} ü\u2028\u0085", "demos": ["a", "b"], "temperature": 0.5})
     proposal = Proposal(number=number, operator="mutate", parents=(genome.replace(cot=True),), generation=3, seed=9)
     evaluations = tuple(
         Evaluation(
@@ -26,7 +26,13 @@ def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
             validator=0.25,
             schema_ok=index == 0,
             usage=Usage(
-                calls=2, cached=1, prompt_tokens=7, completion_tokens=3, usd=1e-5, paid_usd=5e-6, seconds=0.125
+                calls=2,
+                cached=1,
+                prompt_tokens=7,
+                completion_tokens=3,
+                usd=1e-5,
+                paid_usd=5e-6,
+                seconds=0.1234567890123,
             ),
             repairs=1,
             flags=("pii",),
@@ -74,7 +80,7 @@ def test_pandas_reads_it_without_us(tmp_path: Path) -> None:
     assert list(frame.columns) == list(COLUMNS)
     evaluations = frame[frame.kind == "evaluation"]
     assert len(evaluations) == 2
-    assert evaluations.latency_ms.iloc[0] == pytest.approx(125)
+    assert evaluations.latency_ms.iloc[0] == pytest.approx(123.4567890123)
     genomes = [json.loads(line) for line in (tmp_path / "run" / "genomes.jsonl").read_text().splitlines()]
     assert set(evaluations.genome_id) == {genomes[0]["id"]}
 

@@ -19,7 +19,7 @@ from servers import FaultServer, Mode
 from small import LABELS, small_config, write_config
 
 from evocluster import build
-from evocluster.errors import EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
 
 OBJECTIVES = {"quality", "latency_ms", "cost_usd", "robustness"}
 
@@ -176,6 +176,21 @@ async def test_sigkill_in_the_middle_pays_nothing_twice_and_finds_the_same_front
     assert not kept.duplicated(keys).any()
 
 
+def test_a_run_stopped_by_minutes_and_interrupted_in_its_check_is_resumed(tmp_path: Path) -> None:
+    fake = {"kind": "scripted", "default": "red", "latency_s": 0.02, "sigma": 0.1, "time_scale": 1.0}
+    config = small_config(tmp_path, models={"fake": fake}, budget={"minutes": 0.01, "generations": 500})
+    seen: dict[str, Any] = {}
+    stopped = build.run(
+        build.plan(config), tmp_path / "run", show=seen.update, interrupted=lambda: seen.get("phase") == "validation"
+    )
+    assert stopped.run["stops"][0]["reason"] == "minutes"
+    resumed = build.resume(tmp_path / "run")
+    assert resumed.status == "finished"
+    assert resumed.run["stop_reason"] == "minutes"
+    assert resumed.run["stops"] == stopped.run["stops"]
+    assert not table(tmp_path / "run").duplicated(["proposal", "kind", "example_id", "twin"]).any()
+
+
 def test_resume_with_other_data_is_refused(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     build.run(build.plan(config), tmp_path / "run")
@@ -230,7 +245,8 @@ async def test_what_was_paid_before_a_failure_is_kept_and_resumed(tmp_path: Path
         server.mode = "ok"
         result = await asyncio.to_thread(lambda: build.resume(tmp_path / "run"))
     assert result.status == "finished"
-    assert table(tmp_path / "run").error.notna().sum() <= 12, "only what was in flight when it broke may have failed"
+    failed = table(tmp_path / "run").error.notna().sum()
+    assert failed <= 50, "only what had been handed out (10 proposals of 4 or 5 items) when it broke may have failed"
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_paid(tmp_path: Path) -> None:
@@ -243,6 +259,13 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_paid(tmp_path: Path) -> Non
     assert "StoreError" in done.stderr
     result = build.resume(tmp_path / "run")
     assert result.status == "finished"
+
+
+def test_a_budget_too_small_leaves_no_folder(tmp_path: Path) -> None:
+    config = small_config(tmp_path, budget={"calls": 3})
+    with pytest.raises(ConfigError, match=r"budget\.calls"):
+        build.run(build.plan(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_runs_on_one_folder_are_kept_apart(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_no_more_than_the_lookahead_is_out() -> None:
 
 def test_the_lookahead_comes_from_flight_and_block_alone() -> None:
     assert Search(block=16).ahead(8) == 4
-    assert Search(block=16).ahead(500) == 65
+    assert Search(block=16).ahead(500) == 95
     assert Search(lookahead=9).ahead(500) == 9
 
 

@@ -6,28 +6,43 @@ coalesces them) and the actor is async, because `wait` may last as long as someb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evocluster.cluster.session import unwrapped
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import Cache, Claim
 
 LEASE_S = 600.0
-"""Seconds a claim is good for: longer than any deadline of a call with its retries."""
+"""Seconds a claim is good for, should its owner vanish unseen: longer than a call with its retries takes by default."""
 
 
 class CacheKeeper:
-    """A plain class made an actor by `start`: claims in memory, completions on the disk of its node."""
+    """A plain class made an actor by `start`: claims in memory, completions on the disk of its node.
+
+    Claims are noted under the name of who made them, so that those of a dead worker are given up with it.
+    """
 
     def __init__(self, folder: str | None, lease_s: float) -> None:
+        self._folder = folder
+        self._lease_s = lease_s
+        self._owners: dict[str, str] = {}
+        self._cache: Cache = LocalCache(None, lease_s)
+
+    async def open(self) -> None:
+        """Open the folder. Raises: errors.StoreError."""
         from evocluster.store.cache import DiskCache
 
-        self._cache: Cache = LocalCache(DiskCache(Path(folder)) if folder else None, lease_s)
+        if self._folder is not None:
+            self._cache = LocalCache(DiskCache(Path(self._folder)), self._lease_s)
 
-    async def get_many(self, keys: Sequence[str]) -> list[str | Claim]:
-        """See llm.client.Cache."""
-        return await self._cache.get_many(keys)
+    async def get_many(self, keys: Sequence[str], owner: str = "") -> list[str | Claim]:
+        """See llm.client.Cache; `owner` is who makes the claims."""
+        found = await self._cache.get_many(keys)
+        if owner:
+            self._owners.update({key: owner for key, one in zip(keys, found, strict=True) if one is Claim.MINE})
+        return found
 
     async def wait(self, key: str) -> str | None:
         """See llm.client.Cache."""
@@ -36,39 +51,54 @@ class CacheKeeper:
     async def put_many(self, items: Mapping[str, str]) -> None:
         """See llm.client.Cache."""
         await self._cache.put_many(items)
+        self._disown(items)
 
     async def drop_many(self, keys: Sequence[str]) -> None:
         """See llm.client.Cache."""
         await self._cache.drop_many(keys)
+        self._disown(keys)
 
-    async def ping(self) -> bool:
-        """True once it is up; construction errors show here."""
-        return True
+    async def forsake(self, owner: str) -> None:
+        """Give up every claim of an owner that is no more."""
+        await self.drop_many([key for key, name in self._owners.items() if name == owner])
+
+    def _disown(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._owners.pop(key, None)
 
 
 class RemoteCache:
-    """The cache actor as an llm.client.Cache; picklable."""
+    """The cache actor as an llm.client.Cache; picklable. Errors of the store come out as themselves."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, owner: str = "") -> None:
         self._actor = actor
+        self._owner = owner
+
+    def of(self, owner: str) -> RemoteCache:
+        """The same cache, in the name of this owner."""
+        return RemoteCache(self._actor, owner)
 
     async def get_many(self, keys: Sequence[str]) -> list[str | Claim]:
         """See llm.client.Cache."""
-        found: list[str | Claim] = await self._actor.get_many.remote(list(keys))
+        found: list[str | Claim] = await unwrapped(self._actor.get_many.remote(list(keys), self._owner))
         return found
 
     async def wait(self, key: str) -> str | None:
         """See llm.client.Cache."""
-        value: str | None = await self._actor.wait.remote(key)
+        value: str | None = await unwrapped(self._actor.wait.remote(key))
         return value
 
     async def put_many(self, items: Mapping[str, str]) -> None:
         """See llm.client.Cache."""
-        await self._actor.put_many.remote(dict(items))
+        await unwrapped(self._actor.put_many.remote(dict(items)))
 
     async def drop_many(self, keys: Sequence[str]) -> None:
         """See llm.client.Cache."""
-        await self._actor.drop_many.remote(list(keys))
+        await unwrapped(self._actor.drop_many.remote(list(keys)))
+
+    async def forsake(self, owner: str) -> None:
+        """Give up every claim of an owner that is no more."""
+        await unwrapped(self._actor.forsake.remote(owner))
 
     def stop(self) -> None:
         """End the actor; what it stored is on disk."""
@@ -80,7 +110,7 @@ class RemoteCache:
 def start(folder: Path | None, node: str, lease_s: float = LEASE_S) -> RemoteCache:
     """A cache actor on the node with this id, keeping its completions in `folder` (None: in memory).
 
-    `lease_s`: how long a claim is good for.
+    `lease_s`: how long a claim is good for. Raises: errors.StoreError.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -88,5 +118,8 @@ def start(folder: Path | None, node: str, lease_s: float = LEASE_S) -> RemoteCac
     place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
     keeper: Any = ray.remote(CacheKeeper).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=place)
     actor: Any = keeper.remote(str(folder) if folder else None, lease_s)
-    ray.get(actor.ping.remote())
+    try:
+        ray.get(actor.open.remote())
+    except ray.exceptions.RayTaskError as failure:
+        raise failure.cause from failure
     return RemoteCache(actor)

@@ -26,6 +26,7 @@ class Dispatch:
         self._done: asyncio.Queue[Trial | Exception] = asyncio.Queue()
         self._work = asyncio.Event()
         self._closed = False
+        self._gone: set[str] = set()
 
     def submit(self, proposal: Proposal) -> None:
         """Queue a proposal."""
@@ -43,7 +44,7 @@ class Dispatch:
                 await asyncio.wait_for(self._work.wait(), wait_s)
             except TimeoutError:
                 return []
-        if self._closed:
+        if self._closed or worker in self._gone:
             return None
         leases = self._leases.setdefault(worker, {})
         left = sum(len(proposal.items) for proposal in self._queue)
@@ -72,7 +73,11 @@ class Dispatch:
         self._done.put_nowait(failure)
 
     def lost(self, worker: str) -> int:
-        """A worker died: its proposals are queued again in front; returns how many."""
+        """A worker died: its proposals are queued again in front; returns how many.
+
+        A pull of its that still waits here gets nothing any more.
+        """
+        self._gone.add(worker)
         leases = self._leases.pop(worker, {})
         for proposal in sorted(leases.values(), key=lambda one: one.number, reverse=True):
             if proposal.number in self._settled:

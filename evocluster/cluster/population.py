@@ -16,6 +16,7 @@ from evocluster.cluster.session import session
 from evocluster.engine.engine import Engine
 from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Worker
+from evocluster.errors import EvoclusterError
 from evocluster.llm.stack import Stack
 from evocluster.records import Proposal, Trial
 
@@ -95,10 +96,20 @@ def drive(
                 max_task_retries=0,
                 scheduling_strategy=place,
             )
-            population = actor_class.remote(make, runner)
-            return _watch(population, show, interrupted)
+            population: Any = actor_class.remote(make, runner)
+            try:
+                return _watch(population, show, interrupted)
+            finally:
+                # In a session that was there before, nothing else would end them.
+                ray.kill(population)
+                if keeper is not None:
+                    keeper.stop()
         except ray.exceptions.RayTaskError as failure:
             raise failure.cause from None
+        except ray.exceptions.RayActorError as death:
+            raise EvoclusterError(
+                f"the process that carried the run died: {death}; what was kept is safe, go on with: evocluster resume"
+            ) from death
 
 
 def _watch(population: Any, show: Callable[[dict[str, Any]], None] | None, interrupted: Callable[[], bool]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from evocluster.engine.worker import Worker
+from evocluster.errors import EvoclusterError
 from evocluster.llm.client import Cache
 from evocluster.records import Proposal, Trial
 
@@ -45,7 +46,7 @@ class Puller:
             await self._worker.open(self._cache)
             await self._pull()
         except Exception as failure:  # handed to the run's owner, who raises it
-            await self._source.fail(failure)
+            await self._report(failure)
         finally:
             for task in list(self._running):
                 task.cancel()
@@ -73,7 +74,7 @@ class Puller:
         try:
             trial = await self._worker.run(proposal)
         except Exception as failure:  # fatal: ends the run, not only this proposal
-            await self._source.fail(failure)
+            await self._report(failure)
             return
         finally:
             self._load -= max(1, len(proposal.items))
@@ -87,4 +88,14 @@ class Puller:
     async def _send(self) -> None:
         while self._outbox:
             trials, self._outbox = self._outbox, []
-            await self._source.finish(self._name, trials)
+            try:
+                await self._source.finish(self._name, trials)
+            except Exception as failure:  # what was not handed in would be waited for without end
+                await self._report(failure)
+
+    async def _report(self, failure: Exception) -> None:
+        """Hand a failure to the run's owner, as text where it cannot travel itself."""
+        try:
+            await self._source.fail(failure)
+        except Exception:
+            await self._source.fail(EvoclusterError(f"{type(failure).__name__}: {failure}"))

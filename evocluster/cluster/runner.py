@@ -14,6 +14,7 @@ from typing import Any
 from evocluster.cluster.cache import RemoteCache
 from evocluster.cluster.dispatch import Dispatch
 from evocluster.cluster.puller import Puller
+from evocluster.cluster.session import unwrapped
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError
 from evocluster.llm.stack import Hosted, Stack
@@ -94,6 +95,7 @@ class RayRunner:
         self._actors: dict[str, Any] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._deaths = 0
+        self._total = 1
         self._closing = False
 
     async def open(self) -> None:
@@ -104,6 +106,7 @@ class RayRunner:
         for node in nodes:
             await self._open_node(node["NodeID"])
         places = _places(nodes, self._layout)
+        self._total = len(places)
         for index, place in enumerate(places):
             share = self._layout.in_flight // len(places) + (index < self._layout.in_flight % len(places))
             stack = self._attached(place, places[:index].count(place), places.count(place))
@@ -116,7 +119,7 @@ class RayRunner:
         if hosted:
             host = _remote(NodeHost, node).remote(hosted)
             self._hosts[node] = host
-            self._urls[node] = await _unwrapped(host.start.remote())
+            self._urls[node] = await unwrapped(host.start.remote())
 
     def _attached(self, node: str, index: int, count: int) -> Stack:
         """The models as worker `index` of `count` on a node calls them.
@@ -125,14 +128,16 @@ class RayRunner:
         read last, and two workers that do not know of each other would make it forget by turns.
         """
         dealt = {name: urls[index % len(urls) :: count] or urls[:1] for name, urls in self._urls[node].items()}
-        return self._stack.attached(dealt)
+        return self._stack.attached(dealt, self._total)
 
     def _start(self, seat: _Seat, attempt: int) -> None:
         import ray
 
         source = PopulationSource(ray.get_runtime_context().current_actor)
         worker = self._worker.sized(seat.slots, seat.stack)
-        actor = _remote(Puller, seat.node).remote(f"{seat.name}.{attempt}", worker, source, self._cache)
+        name = f"{seat.name}.{attempt}"
+        cache = self._cache.of(name) if self._cache is not None else None
+        actor = _remote(Puller, seat.node).remote(name, worker, source, cache)
         self._actors[seat.name] = actor
         watcher = asyncio.ensure_future(self._watch(seat, attempt, actor))
         self._watchers.add(watcher)
@@ -143,19 +148,36 @@ class RayRunner:
 
         try:
             await actor.run.remote()
-        except ray.exceptions.RayActorError as death:
-            if self._closing:
-                return
-            back = self.dispatch.lost(f"{seat.name}.{attempt}")
-            self._deaths += 1
-            log.warning("%s died; %d proposal(s) go to another worker", seat.name, back)
-            if self._deaths >= DEATHS:
-                text = f"{self._deaths} worker processes died in this run, the last with: {death}"
-                self.dispatch.fail(EvoclusterError(text))
-            else:
-                self._start(seat, attempt + 1)
+        except (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError) as death:
+            if not self._closing:
+                # It may only be out of reach: make sure that it works no longer.
+                ray.kill(actor)
+                await self._replace(seat, attempt, death)
         except Exception as failure:  # of the puller itself: the run's owner raises it
             self.dispatch.fail(failure)
+
+    async def _replace(self, seat: _Seat, attempt: int, death: Exception) -> None:
+        """Give what a dead worker held to others, and start another worker, on another node where its own is gone."""
+        import ray
+
+        lease = f"{seat.name}.{attempt}"
+        if self._cache is not None:
+            try:
+                await self._cache.forsake(lease)
+            except ray.exceptions.RayError as failure:
+                log.warning("claims of %s were not given up: %s", lease, failure)
+        back = self.dispatch.lost(lease)
+        self._deaths += 1
+        log.warning("%s died; %d proposal(s) go to another worker", seat.name, back)
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in self._urls]  # type: ignore[no-untyped-call]
+        if self._deaths >= DEATHS or not alive:
+            text = f"{self._deaths} worker processes died in this run, the last with: {death}"
+            self.dispatch.fail(EvoclusterError(text))
+        elif seat.node in alive:
+            self._start(seat, attempt + 1)
+        else:
+            node = alive[self._deaths % len(alive)]
+            self._start(_Seat(seat.name, node, seat.slots, self._attached(node, 0, 1)), attempt + 1)
 
     def submit(self, proposal: Proposal) -> None:
         """Queue a proposal."""
@@ -176,7 +198,10 @@ class RayRunner:
         for actor in self._actors.values():
             ray.kill(actor)
         for host in self._hosts.values():
-            await host.stop.remote()
+            try:
+                await asyncio.wait_for(host.stop.remote(), 10)
+            except (TimeoutError, ray.exceptions.RayError) as failure:
+                log.warning("the model servers of a node were not stopped by us: %s", failure)
             ray.kill(host)
 
 
@@ -200,13 +225,3 @@ def _remote(kind: type, node: str) -> Any:
     return ray.remote(kind).options(
         num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=1000, scheduling_strategy=place
     )
-
-
-async def _unwrapped(reference: Any) -> Any:
-    """The value of an object reference; an error of ours comes out as itself, not wrapped by Ray."""
-    import ray
-
-    try:
-        return await reference
-    except ray.exceptions.RayTaskError as failure:
-        raise failure.cause from failure

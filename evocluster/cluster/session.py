@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from evocluster.errors import ConfigError
 
@@ -59,3 +60,13 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+async def unwrapped(reference: Any) -> Any:
+    """The value of an object reference; an error of ours comes out as itself, not wrapped by Ray."""
+    import ray
+
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as failure:
+        raise failure.cause from failure

@@ -85,6 +85,7 @@ class Engine:
         self._before_s = 0.0
         self._written = -STATUS_EVERY_S
         self._replayed = 0
+        self._replaying = False
 
     def replay(self) -> int:
         """Tell every kept trial again; returns how many. Raises: errors.RunDamaged when they do not fit this config."""
@@ -92,6 +93,14 @@ class Engine:
             earlier = self._folder.read("run.json")
             self._stops = list(earlier.get("stops", []))
             self._before_s = float(earlier.get("elapsed_s", 0.0))
+        self._replaying = True
+        try:
+            self._tell_all()
+        finally:
+            self._replaying = False
+        return self._replayed
+
+    def _tell_all(self) -> None:
         early: dict[int, Stored] = {}
         self._ask()
         for stored in self._folder.replay():
@@ -105,7 +114,6 @@ class Engine:
                 f"{str(self._folder.path)!r} holds trial {min(early)} that this configuration would never have asked "
                 "for; resume it with the config.yaml and the data it was made with"
             )
-        return self._replayed
 
     def _seen_twice(self, stored: Stored) -> set[int]:
         """A number that was told already (kept twice by a writer that died in between)."""
@@ -154,18 +162,26 @@ class Engine:
             failure = f"{type(error).__name__}: {error}"
             raise
         finally:
+            await self._end(status, failure or None)
+        return status
+
+    async def _end(self, status: str, failure: str | None) -> None:
+        """Close everything; each step happens whatever becomes of the one before."""
+        try:
             await self._runner.close()
+        finally:
             try:
                 self._write_front()
-                self._write_status(status, failure or None)
             finally:
-                self._folder.close()
-        return status
+                try:
+                    self._write_status(status, failure)
+                finally:
+                    self._folder.close()
 
     async def _loop(self) -> None:
         while self._flying or self._suspects:
             if not self._flying:
-                if not self._healthy or len(self._suspects) >= SUSPECTS:
+                if not self._healthy:
                     self._raise_suspects()
                 self._settle_suspects()
             else:
@@ -194,7 +210,8 @@ class Engine:
         for stop in self._stops:
             if stop["at"] == self._optimizer.asked and self._optimizer.searching:
                 self._optimizer.stop(stop["reason"])
-        if self._minutes and self._optimizer.searching and self.elapsed_s >= self._minutes * 60:
+        late = self._minutes and self.elapsed_s >= self._minutes * 60
+        if late and self._optimizer.searching and not self._replaying:
             self._stops.append({"at": self._optimizer.asked, "reason": "minutes"})
             self._write_status("running")
             self._optimizer.stop("minutes")
@@ -276,11 +293,15 @@ async def carry(
     engine.replay()
     running = asyncio.ensure_future(engine.run())
     asked = False
-    while not running.done():
-        await asyncio.wait({running}, timeout=POLL_S)
-        if interrupted() and not asked:
-            asked = True
-            engine.interrupt()
-        if show is not None:
-            show(engine.progress())
-    return await running
+    try:
+        while not running.done():
+            await asyncio.wait({running}, timeout=POLL_S)
+            if interrupted() and not asked:
+                asked = True
+                engine.interrupt()
+            if show is not None:
+                show(engine.progress())
+        return await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -44,6 +44,7 @@ COLUMNS: Mapping[str, str] = {
     "schema_ok": "bool",
     "scores": "string",
     "latency_ms": "float64",
+    "seconds": "float64",
     "prompt_tokens": "int64",
     "completion_tokens": "int64",
     "cost_usd": "float64",
@@ -55,7 +56,8 @@ COLUMNS: Mapping[str, str] = {
     "error": "string",
 }
 """Columns of trials/*.parquet. `kind` is 'evaluation', or 'operator' for what making the genome itself cost or why it
-failed. `scores` is JSON {scorer: {"value", "reason"}}; cost_usd is at list price, paid_usd leaves cached calls out."""
+failed. `scores` is JSON {scorer: {"value", "reason"}}; cost_usd is at list price, paid_usd leaves cached calls out;
+`seconds` is the latency again, to the last bit, for replay."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ def recipe(proposal: Proposal) -> str:
 def _usage_row(usage: Usage) -> dict[str, Any]:
     return {
         "latency_ms": usage.seconds * 1000,
+        "seconds": usage.seconds,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "cost_usd": usage.usd,
@@ -95,7 +98,7 @@ def _usage(row: Mapping[str, Any]) -> Usage:
         completion_tokens=row["completion_tokens"],
         usd=row["cost_usd"],
         paid_usd=row["paid_usd"],
-        seconds=row["latency_ms"] / 1000,
+        seconds=row["seconds"],
     )
 
 
@@ -229,7 +232,7 @@ class Folder:
                 "operator": trial.proposal.operator,
                 "genes": trial.genome.genes,
             }
-            append_line(self.path / "genomes.jsonl", canonical(line))
+            append_line(self.path / "genomes.jsonl", json.dumps(line, sort_keys=True))
             self._written.add(trial.genome.id)
         self._table.append(rows(trial))
 
@@ -267,7 +270,7 @@ def _read_genomes(path: Path) -> tuple[dict[str, Genome], str | None]:
     text = path.read_text(encoding="utf-8", errors="replace")
     whole, _, torn = text.rpartition("\n")
     genomes: dict[str, Genome] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split("\n") if whole else (), 1):
         try:
             row = json.loads(line)
             genome = Genome(genes=row["genes"])

@@ -12,6 +12,7 @@ the node and attached here by their addresses.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -72,9 +73,11 @@ class Gate:
 class Stack:
     """Call order: construct (picklable), `open`, calls through what it returned, `close`."""
 
-    def __init__(self, models: Mapping[str, Bounded], seed: int = 0) -> None:
+    def __init__(self, models: Mapping[str, Bounded], seed: int = 0, parts: int = 1) -> None:
+        """`parts`: how many stacks like this one call the same models; each takes its share of their concurrency."""
         self.models = dict(models)
         self._seed = seed
+        self._parts = parts
         self._cached: Cached | None = None
 
     def check(self) -> None:
@@ -99,12 +102,12 @@ class Stack:
         """The models that run on a node."""
         return {name: model for name, model in self.models.items() if isinstance(model, Hosted)}
 
-    def attached(self, urls: Mapping[str, Sequence[str]]) -> Stack:
-        """The same models, those named in `urls` as clients of servers that run already."""
-        models = dict(self.models)
+    def attached(self, urls: Mapping[str, Sequence[str]], parts: int = 1) -> Stack:
+        """Copies of the models, those named in `urls` as clients of servers that run already."""
+        models = {name: copy.copy(model) for name, model in self.models.items()}
         for name, addresses in urls.items():
             models[name] = self.hosted()[name].attach(addresses)  # type: ignore[assignment]
-        return Stack(models, self._seed)
+        return Stack(models, self._seed, parts)
 
     async def open(self, cache: Cache | None, slots: int) -> LLM:
         """Open every model, with at most `slots` calls in flight over all of them.
@@ -124,7 +127,7 @@ class Stack:
         limited: dict[str, LLM] = {
             name: Limited(
                 model,
-                max_concurrency=model.max_concurrency,
+                max_concurrency=model.max_concurrency and max(1, model.max_concurrency // self._parts),
                 timeout_s=model.timeout_s,
                 retries=model.retries,
                 rng=rng,
