@@ -42,6 +42,8 @@ class Case:
     calls: int
     through: str
     """'direct' or 'remote'."""
+    lookahead: int | None = None
+    """`search.lookahead`; None: the default. A heavy tail needs more, since trials count in their order."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def measure(case: Case, folder: Path) -> Timing:
     with running(case.latency, seed=11, answers=LABELS) as url:
         direct = {"kind": "direct", "base_url": f"{url}/v1", "model": "loopback", "timeout_s": 300}
         model = direct if case.through == "direct" else {**bench_layers.remote(url), "timeout_s": 300}
-        world = World(model, calls=case.calls, in_flight=case.in_flight)
+        world = World(model, calls=case.calls, in_flight=case.in_flight, lookahead=case.lookahead)
         sitting = carry_out(write(folder / case.name, world))
         seen = stats(url)
     return _timing(case, sitting, seen, phases(folder / case.name / "run"))
@@ -162,6 +164,7 @@ def cases(short: bool) -> list[Case]:
         Case("200", 200, second, 5000, "direct"),
         Case("500", 500, second, 5000, "direct"),
         Case("200-tail", 200, tail, 5000, "direct"),
+        Case("200-tail-ahead", 200, tail, 5000, "direct", lookahead=150),
         Case("100-litellm", 100, second, 2000, "remote"),
     ]
 

@@ -50,6 +50,7 @@ class World:
     runner: str = "ray"
     population: int = 50
     seed: int = 7
+    lookahead: int | None = None
 
 
 def write(folder: Path, world: World) -> Path:
@@ -84,7 +85,7 @@ def _config(folder: Path, world: World) -> dict[str, Any]:
             **frozen,
         },
         "start": [{"rubric": rubric, "temperature": 0.5, "model": "bench", "demos": [], **frozen}],
-        "search": {"population": world.population, "block": 16, "finalists": 4},
+        "search": {"population": world.population, "block": 16, "finalists": 4, "lookahead": world.lookahead},
         "budget": {"calls": world.calls},
         "engine": {"in_flight": world.in_flight, "runner": world.runner},
         "cache": {"path": str(folder / "cache")},

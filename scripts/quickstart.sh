@@ -30,7 +30,7 @@ case " $* " in
         say "runs/quickstart is already there: this is a new run, in $out."
         say "(To go on with an interrupted one instead: .venv/bin/evocluster resume runs/quickstart)"
     }
-    say "Searching for about 4 minutes, then checking the best on examples never seen; results go to $out ..."
+    say "Searching for 2.5 minutes, then checking the best on examples never seen (about 3 more); results go to $out ..."
     ;;
 esac
 exec "$bin/evocluster" run configs/quickstart.yaml ${place[@]+"${place[@]}"} "$@"
