@@ -16,6 +16,7 @@
     |   +-- DeadlinePassed          7   no complete answer in time (retryable)
     |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
     |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
+    +-- OperatorFailed              1   an operator made no child: becomes its trial's error
     +-- Interrupted               130   Ctrl-C: everything finished was saved
 
 Messages name the value with !r, what was allowed, and the remedy. All of them survive pickling (one text argument).
@@ -116,6 +117,10 @@ class BadReply(ModelError):
 
 class Refused(ModelError):
     """4xx: asking again will not help."""
+
+
+class OperatorFailed(EvoclusterError):
+    """No child could be made; the text becomes the trial's error and costs the operator credit."""
 
 
 class Interrupted(EvoclusterError):

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from evocluster.errors import OperatorFailed
 from evocluster.llm.client import Abilities, Reply, Request
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Split, Trial, Usage
 from evocluster.search.budget import Budget
 from evocluster.search.objectives import FOUR, Composite, Objective
-from evocluster.search.operators import EVALUATE, OperatorFailed, portfolio
+from evocluster.search.operators import EVALUATE, portfolio
 from evocluster.search.optimizer import Optimizer, Search
 from evocluster.search.space import Pool, Space
 

@@ -7,10 +7,10 @@ import pytest
 from contract_operator import OperatorContract
 from search_world import echo, space
 
-from evocluster.errors import ConfigError
+from evocluster.errors import ConfigError, OperatorFailed
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome
-from evocluster.search.operators import Credit, Crossover, Mutate, Operator, OperatorFailed, Seed, portfolio
+from evocluster.search.operators import Credit, Crossover, Mutate, Operator, Seed, portfolio
 from evocluster.search.optimizer import Search
 from evocluster.search.rewrite import Merge, Rewrite, accepted, cleaned
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from evocluster.errors import ConfigError, EvoclusterError
+from evocluster.errors import ConfigError, OperatorFailed
 from evocluster.llm.client import LLM
 from evocluster.records import Genome, Json
 from evocluster.search.space import Space, nearest
@@ -23,10 +23,6 @@ REDRAWS = 8
 """How often a child that is known already is drawn again."""
 EVALUATE = "evaluate"
 """The operator of a proposal that takes parents[0] as it is; it needs no object."""
-
-
-class OperatorFailed(EvoclusterError):
-    """No child could be made; the text becomes the trial's error and costs the operator credit."""
 
 
 class Operator(Protocol):
@@ -55,7 +51,7 @@ class Operator(Protocol):
     ) -> Genome:
         """A genome inside the space. `hints["avoid"]`: ids not to make again.
 
-        Raises: OperatorFailed; errors.ModelError where it asks a model.
+        Raises: errors.OperatorFailed; errors.ModelError where it asks a model.
         """
         ...
 

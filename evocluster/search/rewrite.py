@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evocluster.errors import OperatorFailed
 from evocluster.llm.client import LLM, Message, Request
 from evocluster.records import Genome, Json
-from evocluster.search.operators import OperatorFailed
 from evocluster.search.space import Space
 
 PLACEHOLDER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
