@@ -19,7 +19,10 @@ from servers import FaultServer, Mode
 from small import LABELS, small_config, write_config
 
 from evocluster import build
+from evocluster.engine.engine import carry
+from evocluster.engine.runner import LocalRunner, Runner
 from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
+from evocluster.records import Proposal, Trial
 
 OBJECTIVES = {"quality", "latency_ms", "cost_usd", "robustness"}
 
@@ -232,7 +235,7 @@ async def test_what_was_paid_before_a_failure_is_kept_and_resumed(tmp_path: Path
         path = _serve_slowly(tmp_path, server.url)
 
         async def break_later() -> None:
-            while server.requests < 150:
+            while server.requests < 60:
                 await asyncio.sleep(0.002)
             server.mode = "html"
 
@@ -247,6 +250,44 @@ async def test_what_was_paid_before_a_failure_is_kept_and_resumed(tmp_path: Path
     assert result.status == "finished"
     failed = table(tmp_path / "run").error.notna().sum()
     assert failed <= 50, "only what had been handed out (10 proposals of 4 or 5 items) when it broke may have failed"
+
+
+class Outage:
+    """A Runner around another: nothing of the test split goes well the first `times` times it is asked for."""
+
+    def __init__(self, inner: Runner, times: int) -> None:
+        self._inner = inner
+        self._times = times
+        self.asked: Counter[int] = Counter()
+        self.open, self.close = inner.open, inner.close
+
+    def submit(self, proposal: Proposal) -> None:
+        self.asked[proposal.number] += 1
+        self._inner.submit(proposal)
+
+    async def next(self) -> Trial:
+        trial = await self._inner.next()
+        if trial.proposal.purpose != "test" or self.asked[trial.proposal.number] > self._times:
+            return trial
+        failed = [one.model_copy(update={"error": "model: Unreachable: gone"}) for one in trial.evaluations]
+        return trial.model_copy(update={"evaluations": tuple(failed)})
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_failures_with_nothing_after_them_are_asked_once_more(tmp_path: Path, times: int) -> None:
+    await asyncio.to_thread(lambda: build.run(build.plan(small_config(tmp_path)), tmp_path / "calm"))
+    plan = build.plan(small_config(tmp_path))
+    runner = Outage(LocalRunner([plan.worker()], None), times)
+    engine = build.engine(plan, tmp_path / "run", True, runner)
+    if times == 1:
+        assert await carry(engine) == "finished"
+    else:
+        with pytest.raises(ModelError, match="every evaluation failed"):
+            await carry(engine)
+        assert "test" not in set(table(tmp_path / "run").split)
+        await asyncio.to_thread(lambda: build.resume(tmp_path / "run"))
+    assert runner.asked.most_common(1)[0][1] == 2
+    assert front(tmp_path / "run") == front(tmp_path / "calm")
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_paid(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ class Dispatch:
         self._gone: set[str] = set()
 
     def submit(self, proposal: Proposal) -> None:
-        """Queue a proposal."""
+        """Queue a proposal; one that was settled is carried out anew."""
+        self._settled.discard(proposal.number)
         self._queue.append(proposal)
         self._work.set()
 

@@ -78,6 +78,7 @@ class Engine:
         self._watch = watch
         self._flying: dict[int, Proposal] = {}
         self._suspects: list[Trial] = []
+        self._tried_again: dict[int, Trial] = {}
         self._healthy = False
         self._interrupted = False
         self._stops: list[dict[str, Any]] = []
@@ -181,9 +182,7 @@ class Engine:
     async def _loop(self) -> None:
         while self._flying or self._suspects:
             if not self._flying:
-                if not self._healthy:
-                    self._raise_suspects()
-                self._settle_suspects()
+                self._try_again()
             else:
                 trial = await self._runner.next()
                 self._flying.pop(trial.proposal.number, None)
@@ -227,11 +226,26 @@ class Engine:
             self._settle_suspects()
         self._commit(trial)
 
+    def _try_again(self) -> None:
+        """Nothing is left that could tell a broken endpoint from bad genomes: what failed wholly is asked once more."""
+        again = all(trial.proposal.number in self._tried_again for trial in self._suspects)
+        if not self._healthy or (again and len(self._suspects) >= SUSPECTS):
+            self._raise_suspects()
+        if again:
+            self._settle_suspects()
+            return
+        suspects, self._suspects = self._suspects, []
+        for trial in suspects:
+            self._tried_again[trial.proposal.number] = trial
+            self._flying[trial.proposal.number] = trial.proposal
+            self._runner.submit(trial.proposal)
+
     def _settle_suspects(self) -> None:
         """Trials that failed wholly while others went well count as what they are: bad genomes."""
         suspects, self._suspects = self._suspects, []
         for trial in suspects:
-            self._commit(trial)
+            # The first attempt is the one that was paid.
+            self._commit(self._tried_again.get(trial.proposal.number, trial))
 
     def _raise_suspects(self) -> None:
         last = self._suspects[-1]
