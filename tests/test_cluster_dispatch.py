@@ -42,6 +42,20 @@ async def test_batches_shrink_near_the_end() -> None:
     assert len(taken) < 3, "one worker hoards what others could do"
 
 
+async def test_nothing_is_taken_ahead_that_another_could_begin_now() -> None:
+    dispatch = Dispatch()
+    for worker in ("a", "b"):
+        await dispatch.pull(worker, 8, 8, wait_s=0.001)
+    for number in range(4):
+        dispatch.submit(proposal(number))
+    assert len(await dispatch.pull("a", 8, 8) or []) == 2
+    assert await dispatch.pull("a", 0, 8) == []
+    assert len(await dispatch.pull("b", 8, 8) or []) == 1
+    for number in range(4, 14):
+        dispatch.submit(proposal(number))
+    assert len(await dispatch.pull("a", 0, 8) or []) == 2
+
+
 async def test_an_empty_queue_gives_nothing_and_a_closed_one_says_so() -> None:
     dispatch = Dispatch()
     assert await dispatch.pull("a", 4, wait_s=0.001) == []

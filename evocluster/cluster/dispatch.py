@@ -27,6 +27,7 @@ class Dispatch:
         self._work = asyncio.Event()
         self._closed = False
         self._gone: set[str] = set()
+        self._room: dict[str, int] = {}
 
     def submit(self, proposal: Proposal) -> None:
         """Queue a proposal; one that was settled is carried out anew."""
@@ -34,11 +35,19 @@ class Dispatch:
         self._queue.append(proposal)
         self._work.set()
 
-    async def pull(self, worker: str, room: int, wait_s: float = 1.0) -> list[Proposal] | None:
-        """Work for `room` more evaluations (at least one proposal); [] when there is none yet, None when it is over.
+    async def pull(
+        self, worker: str, room: int, ahead: int = 0, wait_s: float = 1.0
+    ) -> list[Proposal] | None:
+        """Work for a worker that can begin `room` more evaluations now; [] when there is none yet, None when it is over.
 
-        Near the end batches shrink: a worker takes no more than its share of what is left.
+        It gets at least one proposal while it has room, and no more than its share of what is left, so that batches
+        shrink near the end. Up to `ahead` more, to have at hand, come out of what the other workers had no room for
+        when they last asked: what waits at one worker is lost to the others.
         """
+        if worker in self._gone:
+            return None
+        leases = self._leases.setdefault(worker, {})
+        self._room[worker] = room
         if not self._queue and not self._closed:
             self._work.clear()
             try:
@@ -47,17 +56,23 @@ class Dispatch:
                 return []
         if self._closed or worker in self._gone:
             return None
-        leases = self._leases.setdefault(worker, {})
         left = sum(len(proposal.items) for proposal in self._queue)
-        room = min(room, max(1, -(-left // max(1, len(self._leases)))))
+        share = -(-left // len(self._leases))
+        spare = max(0, left - sum(self._room.values()))
+        limit = min(room, max(1, share)) + min(ahead, spare // len(self._leases))
         batch: list[Proposal] = []
-        while self._queue and room > 0:
+        while self._queue:
+            size = max(1, len(self._queue[0].items))
+            if size > limit and (batch or room <= 0):
+                break
             proposal = self._queue.popleft()
             if proposal.number in self._settled:
                 continue
             leases[proposal.number] = proposal
             batch.append(proposal)
-            room -= max(1, len(proposal.items))
+            limit -= size
+        given = sum(len(proposal.items) for proposal in batch)
+        self._room[worker] = max(0, room - given)
         return batch
 
     def finish(self, worker: str, trials: list[Trial]) -> None:
@@ -80,6 +95,7 @@ class Dispatch:
         """
         self._gone.add(worker)
         leases = self._leases.pop(worker, {})
+        self._room.pop(worker, None)
         for proposal in sorted(leases.values(), key=lambda one: one.number, reverse=True):
             if proposal.number in self._settled:
                 continue

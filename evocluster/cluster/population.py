@@ -40,9 +40,9 @@ class Population:
         self._engine.replay()
         return await self._engine.run()
 
-    async def pull(self, worker: str, room: int) -> list[Proposal] | None:
+    async def pull(self, worker: str, room: int, ahead: int) -> list[Proposal] | None:
         """See cluster.puller.Source."""
-        return await self._runner.dispatch.pull(worker, room)
+        return await self._runner.dispatch.pull(worker, room, ahead)
 
     async def finish(self, worker: str, trials: list[Trial]) -> None:
         """See cluster.puller.Source."""

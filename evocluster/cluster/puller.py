@@ -19,7 +19,7 @@ from evocluster.records import Proposal, Trial
 class Source(Protocol):
     """Where work comes from and results go: the population actor, seen from a worker."""
 
-    def pull(self, worker: str, room: int) -> Awaitable[list[Proposal] | None]: ...
+    def pull(self, worker: str, room: int, ahead: int) -> Awaitable[list[Proposal] | None]: ...
 
     def finish(self, worker: str, trials: list[Trial]) -> Awaitable[None]: ...
 
@@ -54,14 +54,15 @@ class Puller:
             await self._worker.close()
 
     async def _pull(self) -> None:
-        ahead = max(1, self._worker.slots // 4)
+        slots, more = self._worker.slots, True
         while True:
-            room = self._worker.slots + ahead - self._load
-            if room <= 0:
+            room, ahead = slots - self._load, 2 * slots - self._load
+            if room <= 0 and not (more and ahead > 0):
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            batch = await self._source.pull(self._name, room)
+            batch = await self._source.pull(self._name, max(0, room), min(slots, max(0, ahead)))
+            more = room > 0 or bool(batch)
             if batch is None:
                 return
             for proposal in batch:
@@ -71,13 +72,22 @@ class Puller:
                 task.add_done_callback(self._running.discard)
 
     async def _carry_out(self, proposal: Proposal) -> None:
+        held = max(1, len(proposal.items))
+
+        def freed() -> None:
+            # By the item: a proposal that waits for its slowest answer must not keep the others' places.
+            nonlocal held
+            held -= 1
+            self._load -= 1
+            self._changed.set()
+
         try:
-            trial = await self._worker.run(proposal)
+            trial = await self._worker.run(proposal, freed)
         except Exception as failure:  # fatal: ends the run, not only this proposal
             await self._report(failure)
             return
         finally:
-            self._load -= max(1, len(proposal.items))
+            self._load -= held
             self._changed.set()
         self._outbox.append(trial)
         if self._sending is None or self._sending.done():

@@ -67,9 +67,9 @@ class PopulationSource:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def pull(self, worker: str, room: int) -> list[Proposal] | None:
+    async def pull(self, worker: str, room: int, ahead: int) -> list[Proposal] | None:
         """See cluster.puller.Source."""
-        batch: list[Proposal] | None = await self._actor.pull.remote(worker, room)
+        batch: list[Proposal] | None = await self._actor.pull.remote(worker, room, ahead)
         return batch
 
     async def finish(self, worker: str, trials: list[Trial]) -> None:

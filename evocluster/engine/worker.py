@@ -7,7 +7,7 @@ any number of concurrent `run`, `close`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -81,8 +81,11 @@ class Worker:
         """Disconnect the models."""
         await self._stack.close()
 
-    async def run(self, proposal: Proposal) -> Trial:
-        """The trial of this proposal. Raises: FATAL errors only; everything else is in the trial."""
+    async def run(self, proposal: Proposal, freed: Callable[[], None] = lambda: None) -> Trial:
+        """The trial of this proposal; `freed` is called as each of its items is done with.
+
+        Raises: FATAL errors only; everything else is in the trial.
+        """
         if self._llm is None:
             raise RuntimeError("open() comes before run()")
         meter = Meter(self._llm)
@@ -93,7 +96,7 @@ class Worker:
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
             return Trial(proposal=proposal, usage=meter.usage, error=f"{kind}: {type(failure).__name__}: {failure}")
-        evaluations = await self._evaluate(proposal.items, genome, self._llm)
+        evaluations = await self._evaluate(proposal.items, genome, self._llm, freed)
         return Trial(proposal=proposal, genome=genome, evaluations=tuple(evaluations), usage=meter.usage)
 
     async def _make(self, proposal: Proposal, llm: LLM) -> Genome:
@@ -103,8 +106,16 @@ class Worker:
         rng = np.random.default_rng(proposal.seed)
         return await operator.vary(self._space, proposal.parents, proposal.hints, llm, rng)
 
-    async def _evaluate(self, items: Sequence[Item], genome: Genome, llm: LLM) -> list[Evaluation]:
-        tasks = [asyncio.ensure_future(self._evaluator.evaluate(item, genome, llm)) for item in items]
+    async def _evaluate(
+        self, items: Sequence[Item], genome: Genome, llm: LLM, freed: Callable[[], None]
+    ) -> list[Evaluation]:
+        async def one(item: Item) -> Evaluation:
+            try:
+                return await self._evaluator.evaluate(item, genome, llm)
+            finally:
+                freed()
+
+        tasks = [asyncio.ensure_future(one(item)) for item in items]
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:

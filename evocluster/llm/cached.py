@@ -34,7 +34,7 @@ class Shelf(Protocol):
     def put_many(self, items: Mapping[str, str]) -> None: ...
 
 
-PUT_LINGER_S = 0.002
+PUT_LINGER_S = 0.02
 """Results gather shorter than look-ups: what a kill finds gathered is paid again."""
 
 
@@ -232,7 +232,7 @@ class Cached:
         self._cache = cache
         self._identity = dict(identity)
         self._gets: _Batcher[str, str | Claim] = _Batcher(cache.get_many, linger_s, batch, True, self._unclaimed)
-        self._puts: _Batcher[tuple[str, str], None] = _Batcher(self._store, min(linger_s, PUT_LINGER_S), batch)
+        self._puts: _Batcher[tuple[str, str], None] = _Batcher(self._store, 2 * linger_s, batch)
         self._drops: set[asyncio.Task[None]] = set()
         self.hits = 0
         """Calls answered from the cache."""
