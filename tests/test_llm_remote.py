@@ -69,6 +69,26 @@ def remote(url: str | None, **settings: Any) -> Remote:
 
 
 @slow
+async def test_litellm_knows_the_price_and_tells_no_logger(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+    from litellm.litellm_core_utils import litellm_logging
+
+    heard: list[str] = []
+
+    async def hear(self: Any, *args: Any, **kwargs: Any) -> None:
+        heard.append("success")
+
+    monkeypatch.setattr(litellm_logging.Logging, "async_success_handler", hear)
+    async with opened(remote(server.url, model="openai/priced-here")) as model:
+        await model(chat())
+        await asyncio.sleep(0.1)
+    assert heard == []
+    assert litellm.model_cost["hosted_vllm/priced-here"]["output_cost_per_token"] == pytest.approx(2e-6)
+
+
+@slow
 class TestContract(ModelContract):
     settings: dict[str, Any] = {"completion": True, "json_schema": True}  # noqa: RUF012
 

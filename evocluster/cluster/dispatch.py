@@ -35,10 +35,8 @@ class Dispatch:
         self._queue.append(proposal)
         self._work.set()
 
-    async def pull(
-        self, worker: str, room: int, ahead: int = 0, wait_s: float = 1.0
-    ) -> list[Proposal] | None:
-        """Work for a worker that can begin `room` more evaluations now; [] when there is none yet, None when it is over.
+    async def pull(self, worker: str, room: int, ahead: int = 0, wait_s: float = 1.0) -> list[Proposal] | None:
+        """Work for a worker that can begin `room` more evaluations now; [] when there is none, None when it is over.
 
         It gets at least one proposal while it has room, and no more than its share of what is left, so that batches
         shrink near the end. Up to `ahead` more, to have at hand, come out of what the other workers had no room for

@@ -34,10 +34,6 @@ class Shelf(Protocol):
     def put_many(self, items: Mapping[str, str]) -> None: ...
 
 
-PUT_LINGER_S = 0.02
-"""Results gather shorter than look-ups: what a kill finds gathered is paid again."""
-
-
 class MemoryShelf:
     """A shelf that forgets with its process."""
 
@@ -226,7 +222,8 @@ class Cached:
     ) -> None:
         """`identity`: model name -> Model.identity.
 
-        Lookups and results gather for up to `linger_s` seconds, or until there are `batch` of them.
+        Look-ups gather for up to `linger_s` seconds, results for twice that, or until there are `batch` of them. What
+        a kill finds gathered is paid again, like what was in flight.
         """
         self._llm = llm
         self._cache = cache
