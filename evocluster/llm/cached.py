@@ -222,8 +222,8 @@ class Cached:
     ) -> None:
         """`identity`: model name -> Model.identity.
 
-        Look-ups gather for up to `linger_s` seconds, results for twice that, or until there are `batch` of them. What
-        a kill finds gathered is paid again, like what was in flight.
+        Look-ups gather for up to `linger_s` seconds or until there are `batch` of them, results for twice as long:
+        what a kill finds gathered is paid again, like what was in flight.
         """
         self._llm = llm
         self._cache = cache

@@ -44,6 +44,8 @@ MARGIN = 1.5
 """The dollars kept back for the check are the mean price of an item times this."""
 LEAST_KNOWN = 0.25
 """Share of the extensions that go to the member with the fewest blocks."""
+PORTION = 4
+"""Examples in a proposal of the check: small, so that all workers end it together."""
 SHOWN = 100
 """Members of the front that `progress` lists at most."""
 
@@ -111,7 +113,11 @@ class Optimizer:
         rule = parse(recommend)
         self._named = measures(self._objectives, rule, budget.target_objective)
         self._scorers = tuple(dict.fromkeys(one.scorer for one in self._named if one.scorer))
-        self._blocks = {split: blocks(items.get(split, ()), settings.block) for split in SPLITS}
+        portion = min(PORTION, settings.block)
+        self._check_ahead = max(self._lookahead, ceil(3 * in_flight / portion) + 1)
+        self._blocks = {
+            split: blocks(items.get(split, ()), settings.block if split == "train" else portion) for split in SPLITS
+        }
         self._index = {split: _numbered(items.get(split, ())) for split in SPLITS}
         target = next(one for one in self._named if one.name == budget.target_objective)
         train = self._blocks["train"]
@@ -257,7 +263,8 @@ class Optimizer:
         if self._settings.mode == "generational" and self._phase == "search" and not self._seeds:
             size = self._settings.population
             return self._seed_count + (self._asked - self._seed_count) // size * size
-        return max(self._committed, self._asked - self._lookahead + 1)
+        ahead = self._lookahead if self._phase == "search" else self._check_ahead
+        return max(self._committed, self._asked - ahead + 1)
 
     def _commit(self, upto: int) -> bool:
         """Commit in order until `upto` trials count; False when the next one has not arrived."""
