@@ -112,7 +112,7 @@ class Usage(Record):
     usd: float = 0.0
     """US dollars at list price, as if nothing had been cached: the objective."""
     paid_usd: float = 0.0
-    """US dollars that this run really spent: the budget."""
+    """US dollars that this run really paid: nothing for what came from the cache."""
     seconds: float = 0.0
     """Latency, summed over sequential calls, queueing at our side left out."""
 

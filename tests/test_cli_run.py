@@ -34,7 +34,7 @@ PROGRESS: dict[str, Any] = {
     "evaluations": 40,
     "calls": 50,
     "cached": 10,
-    "in_flight": 8,
+    "handed_out": 8,
     "usd": 0.5,
     "budget": {"calls": 200, "usd": 1.0, "minutes": None, "generation": 8},
     "elapsed_s": 30.0,
@@ -207,7 +207,7 @@ def test_a_run_on_a_terminal_shows_a_live_view(tmp_path: Path) -> None:
         os.close(ours)
     text = seen.decode()
     assert "\x1b[" in text
-    for sign in (r"evaluations \(\d+\.\d/s, \d+ in flight", "% from the cache", r"\$0\.\d{4}", r"about \d+ s left"):
+    for sign in (r"evaluations \(\d+\.\d/s, \d+ handed out", "% from the cache", r"\$0\.\d{4}", r"about \d+ s left"):
         assert re.search(sign, text), sign
     assert "front so far (train)" in text
 
@@ -229,7 +229,7 @@ def test_off_a_terminal_a_line_every_few_seconds() -> None:
     assert len(printed) == 2
     assert "\x1b" not in "".join(printed)
     assert printed[1] == (
-        "search | generation 2 | best train quality 0.75 | 70 evaluations (3.0/s, 8 in flight) | "
+        "search | generation 2 | best train quality 0.75 | 70 evaluations (3.0/s, 8 handed out) | "
         "50 of 200 calls, 20% from the cache | $0.5000 of $1 | 30 s, about 30 s left"
     )
 

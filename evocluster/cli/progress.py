@@ -96,7 +96,7 @@ def line(progress: Mapping[str, Any], rate: float) -> str:
     parts = [
         f"{progress.get('phase', '')}",
         f"generation {progress.get('generation', 0)}",
-        f"{progress.get('evaluations', 0)} evaluations ({rate:.1f}/s, {progress.get('in_flight', 0)} in flight)",
+        f"{progress.get('evaluations', 0)} evaluations ({rate:.1f}/s, {progress.get('handed_out', 0)} handed out)",
         f"{calls}{_of(budget.get('calls'))} calls, {100 * cached / max(1, calls):.0f}% from the cache",
         f"${progress.get('usd', 0.0):.4f}{_of(budget.get('usd'), '$')}",
         f"{progress.get('elapsed_s', 0.0):.0f} s{_left(progress)}",

@@ -273,9 +273,9 @@ class Engine:
         return self._before_s + self._clock() - self._started
 
     def progress(self) -> dict[str, Any]:
-        """The optimizer's progress and what is in flight."""
+        """The optimizer's progress, and the evaluations handed out: under way, queued, or waiting for their turn."""
         flying = sum(len(proposal.items) for proposal in self._flying.values())
-        return {**self._optimizer.progress(), "in_flight": flying, "elapsed_s": self.elapsed_s}
+        return {**self._optimizer.progress(), "handed_out": flying, "elapsed_s": self.elapsed_s}
 
     def _write_front(self) -> None:
         """The front as far as it is known."""
@@ -284,7 +284,7 @@ class Engine:
 
     def _write_status(self, status: str, failure: str | None = None) -> None:
         self._written = self._clock()
-        now = {key: value for key, value in self.progress().items() if key not in ("front", "in_flight")}
+        now = {key: value for key, value in self.progress().items() if key not in ("front", "handed_out")}
         facts = {**self._facts, "status": status, "error": failure, **now, "stops": self._stops}
         try:
             self._folder.write("run.json", facts)
