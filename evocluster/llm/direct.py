@@ -1,6 +1,6 @@
 """A thin client for OpenAI-compatible endpoints over one aiohttp session: the cheap way to a model.
 
-Measured in this project at 100 calls in flight: 0.24 ms of CPU a call, against 3.7 through litellm (see remote).
+0.35 ms of CPU a call, 0.21 of it aiohttp's own, against 3.4 through litellm (scripts/bench_engine.py on two cores).
 """
 
 from __future__ import annotations

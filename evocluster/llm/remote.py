@@ -3,7 +3,7 @@
 litellm retries by itself, has a timeout but no deadline, reads `.env`, fetches a price list, turns missing
 usage into zeros, follows redirects, and sends OPENAI_API_KEY to any `api_base` that comes without a key: all
 of it is switched off or checked here. It takes seconds and 165 MB to import, so only `open` imports it, and
-costs ten to fifteen times the CPU of the direct client, the one to use for OpenAI-compatible endpoints.
+costs about ten times the CPU of the direct client, the one to use for OpenAI-compatible endpoints.
 """
 
 from __future__ import annotations
