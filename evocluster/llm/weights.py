@@ -209,7 +209,6 @@ def _fill(weights: Weights, accepted: bool, say: Callable[[str], None], scratch:
             f"the weights of {weights.name!r} have sha256 {found!r}, expected {weights.sha256!r}: nothing was kept"
         )
     unfinished.replace(path)
-    say(f"{weights.name} is at {path}")
     return path
 
 
