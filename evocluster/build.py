@@ -41,6 +41,8 @@ from evocluster.tasks.evaluate import Evaluator
 Show = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CHANGEABLE = ("budget.", "engine.runner", "engine.workers", "engine.address", "cache.")
+"""What a resumed run may change: nothing that would change what has been decided."""
 CALLS = ("cot", "constrain")
 """Genes that change how many calls an answer takes."""
 
@@ -188,22 +190,67 @@ def resume(
     path: str | Path,
     runner: str | None = None,
     *,
+    sets: Sequence[str] = (),
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Go on with a run folder; a finished one is returned as it is.
 
-    Raises: errors.RunDamaged; whatever ends the run.
+    `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
+    sitting runs (`CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
     path = Path(path).absolute()
     Folder.check_old(path)
-    sets = [f"engine.runner={runner}"] if runner else []
-    found = plan(path / "config.yaml", sets)
+    found = plan(path / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
+    if sets:
+        _change(path, found.config)
     if (path / "run.json").exists() and Result(path).status == "finished":
         say(f"{path} is finished; nothing to do")
         return Result(path)
     return _carry_out(found, path, False, show, interrupted)
+
+
+def _change(path: Path, config: Config) -> None:
+    """Take a raised budget into a run folder. Raises: errors.ConfigError for what would make it another run."""
+    old = configs.load(path / "config.yaml")
+    before, after = (_flat(one.model_dump(mode="json")) for one in (old, config))
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    for name in changed:
+        if not name.startswith(CHANGEABLE):
+            raise ConfigError(
+                f"--set {name}={after.get(name)!r}: resume can change only {', '.join(CHANGEABLE)}; "
+                "for anything else start a new run (`warm_start:` begins it with this one's front)"
+            )
+    budget = [name for name in changed if name.startswith("budget.")]
+    for name in budget:
+        was, now = before.get(name), after.get(name)
+        raised = isinstance(was, int | float) and (now is None or now > was)
+        if not raised:
+            raise ConfigError(f"--set {name}={now!r}: a resumed run's budget can only be raised; it was {was!r}")
+    if not budget:
+        return
+    folder = Folder.open(path)
+    try:
+        if folder.checked:
+            raise ConfigError(
+                f"{str(path)!r}: its search is over (it was checked on validation), so {budget[0]!r} can no longer be "
+                "raised; resume without it, or start a new run with `warm_start:`"
+            )
+        folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
+    finally:
+        folder.close()
+
+
+def _flat(data: Any, name: str = "") -> dict[str, Any]:
+    """Every value of nested mappings by its dotted name."""
+    if not isinstance(data, dict):
+        return {name: data}
+    return {
+        key: value
+        for part, inner in data.items()
+        for key, value in _flat(inner, f"{name}.{part}" if name else part).items()
+    }
 
 
 def optimize(

@@ -16,7 +16,7 @@ from typing import Any
 import pandas
 import pytest
 from servers import FaultServer, Mode
-from small import LABELS, small_config, write_config
+from small import LABELS, settings, small_config, write_config
 
 from evocluster import build
 from evocluster.engine.engine import carry
@@ -122,6 +122,47 @@ def test_an_existing_folder_is_refused_and_a_finished_one_stays(tmp_path: Path) 
         build.run(plan, tmp_path / "run")
     again = build.resume(tmp_path / "run")
     assert again.run == first.run
+
+
+def _interrupted_run(folder: Path, run: Path, **budget: int) -> None:
+    """A run that was interrupted in its search, its models taking the time they say."""
+    models = {"fake": {**settings()["models"]["fake"], "latency_s": 0.1, "sigma": 0.1, "time_scale": 1.0}}
+    build.run(build.plan(write_config(folder, budget=budget, models=models)), run, interrupted=lambda: True)
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_a_budget_raised_on_resume_is_as_if_it_had_been_so_from_the_start(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _interrupted_run(tmp_path / "a", run, generations=2)
+    models = {"fake": {**settings()["models"]["fake"], "latency_s": 0.1, "sigma": 0.1}}
+    longer = write_config(tmp_path / "b", budget={"generations": 4}, models=models)
+    whole = build.run(build.plan(longer), tmp_path / "whole")
+    result = build.resume(run, sets=["budget.generations=4"])
+    assert result.run["status"] == "finished"
+    assert front(run) == whole.front
+    assert "generations: 4" in (run / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"search is over .* 'budget.generations' can no longer"):
+        build.resume(run, sets=["budget.generations=5"])
+
+
+REFUSED = {
+    "seed=9": r"--set seed=9: resume can change only budget\., .*warm_start",
+    "engine.in_flight=3": "engine.in_flight=3: resume can change only",
+    "budget.generations=1": "budget.generations=1: .* only be raised; it was 2",
+    "budget.calls=100": "budget.calls=100: .* only be raised; it was None",
+    "budget.target_objective=robustness": "only be raised; it was 'quality'",
+}
+
+
+def test_what_would_make_it_another_run_is_refused_on_resume(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _interrupted_run(tmp_path / "a", run, generations=2)
+    kept = (run / "config.yaml").read_text()
+    for text, complaint in REFUSED.items():
+        with pytest.raises(ConfigError, match=complaint):
+            build.resume(run, sets=[text])
+    assert (run / "config.yaml").read_text() == kept
+    assert build.resume(run, sets=["engine.workers=3"]).run["status"] == "finished"
 
 
 KILLED = """

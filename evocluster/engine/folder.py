@@ -243,6 +243,15 @@ class Folder:
             yield _stored(list(batch))
         self._genomes = {}
 
+    @property
+    def checked(self) -> bool:
+        """Whether an evaluation on validation or test is kept: the search was over by then."""
+        return any(row["split"] in ("validation", "test") for chunk in self._table.read() for row in chunk)
+
+    def reconfigure(self, config: str) -> None:
+        """Replace config.yaml in one step. Raises: errors.StoreError."""
+        write_atomic(self.path / "config.yaml", config)
+
     def genome(self, genome_id: str) -> Genome:
         """The genome of a kept trial, while `replay` goes on. Raises: errors.RunDamaged."""
         if genome_id not in self._genomes:
