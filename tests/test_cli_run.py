@@ -125,6 +125,18 @@ def test_a_finished_run_says_where_it_is_and_what_is_next(tmp_path: Path) -> Non
     assert again.out == done.out
 
 
+def test_outputs_that_never_match_a_label_are_shown(tmp_path: Path) -> None:
+    model = {"kind": "scripted", "default": "I am glad you asked.", "latency_s": 0}
+    space = {**settings()["space"], "constrain": False}
+    config = write_config(tmp_path, models={"fake": model}, space=space)
+    run = tmp_path / "run"
+    done = call("run", config, "--out", run)
+    assert done.code == 0
+    assert re.search(r"No configuration got anything right on train; 'train-\d+' was answered 'I am glad you", done.out)
+    assert "do the labels or the scorers fit them" in call("show", run).out
+    assert "No configuration" not in call("run", write_config(tmp_path / "b"), "--out", tmp_path / "good").out
+
+
 def test_what_models_and_configs_say_is_shown_inert(tmp_path: Path) -> None:
     wild = "[bold]Which[/bold] \x1b[31mcolour\x1b]0;title\x07?\x9b2J"
     model = {"kind": "scripted", "default": wild, "latency_s": 0}

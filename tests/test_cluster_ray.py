@@ -17,11 +17,17 @@ import pandas
 import psutil
 import pytest
 from contract_cache import CacheContract
+from contract_runner import IN_FLIGHT, RunnerContract, Scenario
 from small import LABELS, small_config, write_config
 
 from evocluster import build
+from evocluster.cluster.runner import Layout, RayRunner
+from evocluster.cluster.session import unwrapped
+from evocluster.engine.worker import Worker
 from evocluster.errors import ModelError
 from evocluster.llm.client import Cache
+from evocluster.llm.stack import Stack
+from evocluster.records import Proposal, Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
@@ -38,8 +44,11 @@ def cluster() -> Iterator[None]:
     """One local Ray for the tests of this file that need no fault."""
     from evocluster.cluster.session import session
 
-    with session(num_cpus=2):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        # Actors of this file find it.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        with session(num_cpus=2):
+            yield
 
 
 @pytest.mark.usefixtures("cluster")
@@ -119,6 +128,43 @@ def _kill_a_puller(driver: int, folder: Path) -> bool:
                     return True
         time.sleep(0.1)
     return False
+
+
+class Stage:
+    """A RayRunner in an actor, where its workers find it as they find it in the population actor."""
+
+    def __init__(self, worker: Worker, stack: Stack) -> None:
+        self._runner = RayRunner(worker, stack, None, Layout(IN_FLIGHT, 1))
+
+    async def play(self, scenario: Scenario, proposals: list[Proposal]) -> Any:
+        await self._runner.open()
+        try:
+            return await scenario(self._runner, proposals)
+        finally:
+            await self._runner.close()
+
+    async def pull(self, worker: str, room: int, ahead: int) -> list[Proposal] | None:
+        return await self._runner.dispatch.pull(worker, room, ahead)
+
+    async def finish(self, worker: str, trials: list[Trial]) -> None:
+        self._runner.dispatch.finish(worker, trials)
+
+    async def fail(self, failure: Exception) -> None:
+        self._runner.dispatch.fail(failure)
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRayRunner(RunnerContract):
+    """The contract over workers in processes of their own."""
+
+    async def meet(self, of: build.Plan, scenario: Scenario, proposals: list[Proposal]) -> Any:
+        import ray
+
+        stage: Any = ray.remote(Stage).options(num_cpus=0, max_concurrency=100).remote(of.worker(), of.stack)
+        try:
+            return await unwrapped(stage.play.remote(scenario, proposals))
+        finally:
+            ray.kill(stage)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -118,6 +118,8 @@ def _print_run(console: Console, result: Result, front: bool) -> None:
     lines.append(f"The search ended by: {run.get('stop_reason') or 'nothing yet'}")
     for text in lines:
         console.print(plain(text), soft_wrap=True)
+    if front and (hint := result.barren):
+        console.print(plain(hint, "red"), soft_wrap=True)
     if run.get("error"):
         console.print(plain(f"error: {run['error']}", "red"), soft_wrap=True)
     folder = _path(result.path)

@@ -17,8 +17,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from evocluster.errors import ConfigError
-from evocluster.llm.client import LLM, Cache, Claim, Reply, Request
+from evocluster.llm.client import LLM, Cache, Claim, Reply, Request, unconfigured
 from evocluster.records import Record
 from evocluster.telemetry import log
 
@@ -245,10 +244,7 @@ class Cached:
         """
         identity = self._identity.get(request.model)
         if identity is None:
-            raise ConfigError(
-                f"model {request.model!r} is not configured: there are {sorted(self._identity)}; "
-                "add it under `models:` or name one of these"
-            )
+            raise unconfigured(request.model, self._identity)
         key = request.key(identity)
         while True:
             found = await self._look(key)

@@ -6,10 +6,11 @@ A call either returns a usable `Reply` with true usage and price, or raises an `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Literal, Protocol
 
+from evocluster.errors import ConfigError
 from evocluster.records import FrozenJson, Record, Usage, digest
 
 Role = Literal["system", "user", "assistant"]
@@ -132,6 +133,13 @@ class Cache(Protocol):
         ...
 
 
+def unconfigured(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a model that there is no entry for."""
+    return ConfigError(
+        f"model {name!r} is not configured: there are {sorted(known)}; add it under `models:` or name one of these"
+    )
+
+
 class Router:
     """Several models behind one call, picked by `request.model`."""
 
@@ -139,7 +147,11 @@ class Router:
         self._models = dict(models)
 
     async def __call__(self, request: Request) -> Reply:
-        return await self._models[request.model](request)
+        """As the model named. Raises: ConfigError where there is none of that name."""
+        model = self._models.get(request.model)
+        if model is None:
+            raise unconfigured(request.model, self._models)
+        return await model(request)
 
 
 def usage(reply: Reply) -> Usage:

@@ -12,6 +12,7 @@ from evocluster.store.files import read_json
 BEST_SPLIT = ("test", "validation", "train")
 RUBRIC_CHARS = 240
 DEMOS_NAMED = 4
+EXCERPT = 80
 
 
 class Result:
@@ -54,6 +55,25 @@ class Result:
     def objectives(self) -> list[str]:
         """Names of the objectives, in the config's order."""
         return list(self.front.get("objectives", []))
+
+    @property
+    def barren(self) -> str | None:
+        """What to look at when no configuration got anything right on train; None when one did."""
+        train = [(member.get("train") or {}).get("quality") for member in (self.start, *self.members) if member]
+        measured = [quality["value"] for quality in train if quality]
+        if not measured or any(measured):
+            return None
+        from evocluster.store.table import scan  # pyarrow: only where it is needed
+
+        rows = (row for chunk in scan(self.path / "trials") for row in chunk)
+        answered = (row for row in rows if row["kind"] == "evaluation" and row["output"] is not None)
+        row = next(answered, None)
+        example = f"; {row['example_id']!r} was answered {row['output'][:EXCERPT]!r}" if row else ""
+        return (
+            f"No configuration got anything right on train{example}. Compare the outputs in trials/*.parquet with "
+            "what is expected: do the labels or the scorers fit them, does the rubric name the labels ({labels}), "
+            "is max_tokens enough, can the model do it at all?"
+        )
 
     def __repr__(self) -> str:
         return f"Result({str(self.path)!r}, {self.status}, {len(self.members)} on the front)"
