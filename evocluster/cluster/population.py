@@ -12,7 +12,7 @@ from typing import Any
 
 from evocluster.cluster import cache as caches
 from evocluster.cluster.runner import Layout, RayRunner
-from evocluster.cluster.session import session
+from evocluster.cluster.session import session, settle
 from evocluster.engine.engine import Engine
 from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Worker
@@ -38,6 +38,7 @@ class Population:
         if self._interrupted:
             self._engine.interrupt()
         self._engine.replay()
+        settle()
         return await self._engine.run()
 
     async def pull(self, worker: str, room: int, ahead: int) -> list[Proposal] | None:

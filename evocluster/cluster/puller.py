@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
+from evocluster.cluster.session import settle
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError
 from evocluster.llm.client import Cache
@@ -44,6 +45,7 @@ class Puller:
         """Open, pull until over, close. A fatal error of the worker is handed to the source and ends this puller."""
         try:
             await self._worker.open(self._cache)
+            settle()
             await self._pull()
         except Exception as failure:  # handed to the run's owner, who raises it
             await self._report(failure)

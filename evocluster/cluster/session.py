@@ -7,6 +7,7 @@ usage report; nothing of a worker's output on the user's terminal.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -60,6 +61,15 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def settle() -> None:
+    """What this process has loaded stays: the garbage collector need not go through it again.
+
+    It took a tenth of a worker's CPU at 200 evaluations in flight. For actors, once they are ready.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def unwrapped(reference: Any) -> Any:
