@@ -232,9 +232,9 @@ def _change(path: Path, config: Config) -> None:
         return
     folder = Folder.open(path)
     try:
-        if folder.checked:
+        if folder.checked or ((path / "run.json").exists() and folder.read("run.json").get("stops")):
             raise ConfigError(
-                f"{str(path)!r}: its search is over (it was checked on validation), so {budget[0]!r} can no longer be "
+                f"{str(path)!r}: its search is over, so {budget[0]!r} can no longer be "
                 "raised; resume without it, or start a new run with `warm_start:`"
             )
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))

@@ -21,13 +21,14 @@ from contract_runner import IN_FLIGHT, RunnerContract, Scenario
 from small import LABELS, small_config, write_config
 
 from evocluster import build
+from evocluster.cluster.population import Population
 from evocluster.cluster.runner import Layout, RayRunner
 from evocluster.cluster.session import unwrapped
-from evocluster.engine.worker import Worker
+from evocluster.engine.engine import Engine
+from evocluster.engine.runner import Runner
 from evocluster.errors import ModelError
 from evocluster.llm.client import Cache
-from evocluster.llm.stack import Stack
-from evocluster.records import Proposal, Trial
+from evocluster.records import Proposal
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
@@ -130,11 +131,8 @@ def _kill_a_puller(driver: int, folder: Path) -> bool:
     return False
 
 
-class Stage:
-    """A RayRunner in an actor, where its workers find it as they find it in the population actor."""
-
-    def __init__(self, worker: Worker, stack: Stack) -> None:
-        self._runner = RayRunner(worker, stack, None, Layout(IN_FLIGHT, 1))
+class Stage(Population):
+    """The population actor with a scenario in the engine's place."""
 
     async def play(self, scenario: Scenario, proposals: list[Proposal]) -> Any:
         await self._runner.open()
@@ -143,14 +141,9 @@ class Stage:
         finally:
             await self._runner.close()
 
-    async def pull(self, worker: str, room: int, ahead: int) -> list[Proposal] | None:
-        return await self._runner.dispatch.pull(worker, room, ahead)
 
-    async def finish(self, worker: str, trials: list[Trial]) -> None:
-        self._runner.dispatch.finish(worker, trials)
-
-    async def fail(self, failure: Exception) -> None:
-        self._runner.dispatch.fail(failure)
+def no_engine(runner: Runner) -> Engine:
+    raise AssertionError("a scenario needs no engine")
 
 
 @pytest.mark.usefixtures("cluster")
@@ -160,7 +153,8 @@ class TestRayRunner(RunnerContract):
     async def meet(self, of: build.Plan, scenario: Scenario, proposals: list[Proposal]) -> Any:
         import ray
 
-        stage: Any = ray.remote(Stage).options(num_cpus=0, max_concurrency=100).remote(of.worker(), of.stack)
+        runner = RayRunner(of.worker(), of.stack, None, Layout(IN_FLIGHT, 1))
+        stage: Any = ray.remote(Stage).options(num_cpus=0, max_concurrency=100).remote(no_engine, runner)
         try:
             return await unwrapped(stage.play.remote(scenario, proposals))
         finally:

@@ -141,7 +141,7 @@ def test_a_budget_raised_on_resume_is_as_if_it_had_been_so_from_the_start(tmp_pa
     assert result.run["status"] == "finished"
     assert front(run) == whole.front
     assert "generations: 4" in (run / "config.yaml").read_text()
-    with pytest.raises(ConfigError, match=r"search is over .* 'budget.generations' can no longer"):
+    with pytest.raises(ConfigError, match=r"search is over, so 'budget.generations' can no longer"):
         build.resume(run, sets=["budget.generations=5"])
 
 
@@ -162,6 +162,11 @@ def test_what_would_make_it_another_run_is_refused_on_resume(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=complaint):
             build.resume(run, sets=[text])
     assert (run / "config.yaml").read_text() == kept
+    found = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**found, "stops": [{"at": 99, "reason": "minutes"}]}))
+    with pytest.raises(ConfigError, match=r"search is over, so 'budget\.generations' can no longer"):
+        build.resume(run, sets=["budget.generations=4"])
+    (run / "run.json").write_text(json.dumps(found))
     assert build.resume(run, sets=["engine.workers=3"]).run["status"] == "finished"
 
 
