@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -134,6 +135,8 @@ def test_outputs_that_never_match_a_label_are_shown(tmp_path: Path) -> None:
     assert done.code == 0
     assert re.search(r"No configuration got anything right on train; 'train-\d+' was answered 'I am glad you", done.out)
     assert "do the labels or the scorers fit them" in call("show", run).out
+    shutil.rmtree(run / "trials")
+    assert re.search(r"right on train \(.*trials' cannot be read whole", call("show", run).out)
     assert "No configuration" not in call("run", write_config(tmp_path / "b"), "--out", tmp_path / "good").out
 
 

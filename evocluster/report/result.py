@@ -63,17 +63,22 @@ class Result:
         measured = [quality["value"] for quality in train if quality]
         if not measured or any(measured):
             return None
-        from evocluster.store.table import scan  # pyarrow: only where it is needed
-
-        rows = (row for chunk in scan(self.path / "trials") for row in chunk)
-        answered = (row for row in rows if row["kind"] == "evaluation" and row["output"] is not None)
-        row = next(answered, None)
-        example = f"; {row['example_id']!r} was answered {row['output'][:EXCERPT]!r}" if row else ""
         return (
-            f"No configuration got anything right on train{example}. Compare the outputs in trials/*.parquet with "
-            "what is expected: do the labels or the scorers fit them, does the rubric name the labels ({labels}), "
+            f"No configuration got anything right on train{self._answer()}. Compare the outputs in trials/*.parquet "
+            "with what is expected: do the labels or the scorers fit them, does the rubric name the labels ({labels}), "
             "is max_tokens enough, can the model do it at all?"
         )
+
+    def _answer(self) -> str:
+        """The first answer in the table, to be read; or why there is none to show."""
+        from evocluster.store.table import scan  # pyarrow: only where it is needed
+
+        try:
+            rows = (row for chunk in scan(self.path / "trials") for row in chunk)
+            row = next((row for row in rows if row["kind"] == "evaluation" and row["output"] is not None), None)
+        except RunDamaged as failure:
+            return f" ({failure})"
+        return f"; {row['example_id']!r} was answered {row['output'][:EXCERPT]!r}" if row else ""
 
     def __repr__(self) -> str:
         return f"Result({str(self.path)!r}, {self.status}, {len(self.members)} on the front)"
