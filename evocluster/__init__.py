@@ -3,6 +3,8 @@
     import evocluster
     result = evocluster.optimize(evocluster.load_config("quickstart.yaml"))
 
+and, for scorers and pipelines of one's own, `Example`, `Genome`, `Score`, `Execution`, `Usage`, `Calls` and `Request`.
+
 Public names load when they are first used: `import evocluster` costs nothing and pulls in no heavy library.
 """
 
@@ -14,17 +16,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evocluster.build import optimize
     from evocluster.config import load as load_config
+    from evocluster.llm.client import Request
+    from evocluster.records import Example, Genome, Score, Usage
     from evocluster.report.result import Result
     from evocluster.search.optimizer import Optimizer
+    from evocluster.tasks.calls import Calls
+    from evocluster.tasks.execution import Execution
 
 __version__ = "0.1.0"
-__all__ = ["Optimizer", "Result", "__version__", "load_config", "optimize"]
+__all__ = [
+    "Calls",
+    "Example",
+    "Execution",
+    "Genome",
+    "Optimizer",
+    "Request",
+    "Result",
+    "Score",
+    "Usage",
+    "__version__",
+    "load_config",
+    "optimize",
+]
 
 _HOMES = {
     "optimize": ("evocluster.build", "optimize"),
     "Result": ("evocluster.report.result", "Result"),
     "Optimizer": ("evocluster.search.optimizer", "Optimizer"),
     "load_config": ("evocluster.config", "load"),
+    "Calls": ("evocluster.tasks.calls", "Calls"),
+    "Execution": ("evocluster.tasks.execution", "Execution"),
+    "Request": ("evocluster.llm.client", "Request"),
+    "Example": ("evocluster.records", "Example"),
+    "Genome": ("evocluster.records", "Genome"),
+    "Score": ("evocluster.records", "Score"),
+    "Usage": ("evocluster.records", "Usage"),
 }
 
 

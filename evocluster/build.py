@@ -11,40 +11,52 @@ from __future__ import annotations
 import asyncio
 import platform
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from evocluster import config as configs
 from evocluster.config import Config
+from evocluster.engine.aside import aside
 from evocluster.engine.engine import Engine, carry
 from evocluster.engine.folder import Folder
+from evocluster.engine.forecast import forecast
 from evocluster.engine.runner import LocalRunner, Runner
-from evocluster.engine.worker import Worker
-from evocluster.errors import BudgetSpent, ConfigError, MissingModel
+from evocluster.engine.worker import Meter, Worker
+from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
 from evocluster.llm.cached import LocalCache
+from evocluster.llm.client import LLM
+from evocluster.llm.portable import Portable, call
 from evocluster.llm.stack import Stack
-from evocluster.records import Example, Genome, Item, Split, canonical, digest
+from evocluster.records import Evaluation, Example, Genome, Item, Split, canonical, digest
+from evocluster.report.chosen import chosen, repairs, unchanged
 from evocluster.report.result import Result
+from evocluster.search.across import Tasks
 from evocluster.search.demos import Demos
 from evocluster.search.operators import portfolio
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.space import Space
+from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits, order
 from evocluster.tasks.evaluate import Evaluator
+from evocluster.tasks.execution import Execution
+from evocluster.tasks.grading import Grader
+from evocluster.tasks.handover import handed_over
+from evocluster.tasks.suite import Suite, marked, one_of, task_of
 
 Show = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
+T = TypeVar("T")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-CHANGEABLE = ("budget.", "engine.runner", "engine.workers", "engine.address", "cache.")
-"""What a resumed run may change: nothing that would change what has been decided."""
-CALLS = ("cot", "constrain")
+CALLS = ("cot", "constrain", "use_consensus")
 """Genes that change how many calls an answer takes."""
+BOUND_BY: Mapping[str, Literal["choices", "json_schema"]] = {"classification": "choices", "extraction": "json_schema"}
+"""What a model must be able to do where the gene `constrain` bounds its output."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Plan:
     config: Config
     splits: Splits
     space: Space
-    evaluator: Evaluator
+    evaluator: Evaluator | Suite
     stack: Stack
     start: tuple[Genome, ...]
     warm: tuple[Genome, ...]
@@ -65,6 +77,12 @@ class Plan:
         """The hands, for this many evaluations at once."""
         operators = portfolio(self.config.search, self.space)
         return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight)
+
+    def at_once(self) -> int:
+        """How many evaluations can be under way, as far as the config tells."""
+        names = self.space.settings.values("model") or tuple(self.stack.models)
+        most = sum(self.stack.at_once(name) or self.config.engine.in_flight for name in names)
+        return max(1, min(self.config.engine.in_flight, most))
 
     def items(self, split: Split) -> tuple[Item, ...]:
         """What is evaluated of a split, in order."""
@@ -86,9 +104,13 @@ class Plan:
             seed=config.seed,
             in_flight=config.engine.in_flight,
             calls_per_item=self.evaluator.calls_per_item(
-                {name: (*self.space.settings.values(name), *(genome[name] for genome in self.start)) for name in CALLS}
+                {
+                    name: (*self.space.settings.values(name), *(g[name] for g in self.start if name in g.genes))
+                    for name in CALLS
+                }
             ),
             warm=self.warm,
+            tasks=partial(Tasks.among, task_of=task_of, how=config.across) if config.tasks else None,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -105,6 +127,7 @@ class Plan:
             "models": {name: model.identity for name, model in self.stack.models.items()},
             "examples": {split: len(self.splits.of(split)) for split in SPLITS},
             "data": {split: _fingerprint(self.splits, split) for split in SPLITS},
+            **self.evaluator.sources(),
         }
 
 
@@ -117,24 +140,48 @@ def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
     config = source if isinstance(source, Config) else configs.load(Path(source), sets)
     from evocluster.store.arrow import read_parquet
 
-    splits = load_splits(config.task.data, config.root, read_parquet)
-    evaluator = Evaluator(config.task, splits, config.root)
+    loaded = {name: load_splits(task.data, config.root, read_parquet) for name, task in config.every.items()}
+    evaluator = _evaluator(config, loaded)
+    splits = evaluator.splits
     stack = Stack(config.resolved_models(), config.seed)
-    labelled = config.task.kind == "classification"
-    pool, scored = _dealt(config, splits)
+    dealt = [_dealt(config, marked(name, part) if name else part) for name, part in loaded.items()]
+    pool = [
+        (example.id, name + canonical(example.expected) if task.kind == "classification" else name)
+        for (name, task), (examples, _) in zip(config.every.items(), dealt, strict=True)
+        for example in examples
+    ]
+    kinds = {task.kind for task in config.every.values()}
     space = Space(
         config.space,
-        pool=[(example.id, canonical(example.expected) if labelled else "") for example in pool],
+        pool=pool,
         models=stack.abilities(),
         label_names=evaluator.label_names(),
-        constrain_by="choices" if labelled else "json_schema",
+        constrain_by=tuple(BOUND_BY[kind] for kind in sorted(kinds) if kind in BOUND_BY),
     )
+    for task in config.every.values():
+        for part in (*task.scorers, *task.safety):
+            if isinstance(part, Grader):
+                part.check(stack.abilities()[part.model])
     start = tuple(space.complete(genes) for genes in config.start)
+    scored = frozenset(id for _, ids in dealt for id in ids)
     return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored)
 
 
+def _evaluator(config: Config, loaded: Mapping[str, Splits]) -> Evaluator | Suite:
+    """What evaluates: one task, or several as one. Raises: errors.ConfigError."""
+    path = config.python_path
+    if config.task is not None:
+        return Evaluator(config.task, loaded[""], config.root, path)
+    return Suite(
+        {
+            name: Evaluator(task.sharing(), marked(name, loaded[name]), config.root, path)
+            for name, task in config.tasks.items()
+        }
+    )
+
+
 def _dealt(config: Config, splits: Splits) -> tuple[tuple[Example, ...], frozenset[str]]:
-    """Train dealt into examples that may become demos and ids that configurations are scored on.
+    """Train of a task dealt into examples that may become demos and ids that configurations are scored on.
 
     By the data alone, not by the seed, so that demos of an earlier run's front stay demos.
     """
@@ -160,8 +207,13 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     """The engine of a run folder. Raises: errors.RunExists, errors.RunDamaged, errors.StoreError."""
     optimizer, facts = plan.optimizer(), plan.facts()
     folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
-    if not fresh and (path / "run.json").exists():
-        facts["started_at"] = folder.read("run.json").get("started_at")
+    try:
+        if not fresh and (path / "run.json").exists():
+            facts["started_at"] = folder.unchanged(facts).get("started_at")
+        folder.keep_examples({split: plan.splits.of(split) for split in SPLITS})
+    except BaseException:
+        folder.close()
+        raise
     facts.setdefault("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
@@ -198,7 +250,7 @@ def resume(
     """Go on with a run folder; a finished one is returned as it is.
 
     `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
-    sitting runs (`CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
+    sitting runs (`config.CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
     path = Path(path).absolute()
     Folder.check_old(path)
@@ -214,20 +266,7 @@ def resume(
 def _change(path: Path, config: Config) -> None:
     """Take a raised budget into a run folder. Raises: errors.ConfigError for what would make it another run."""
     old = configs.load(path / "config.yaml")
-    before, after = (_flat(one.model_dump(mode="json")) for one in (old, config))
-    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-    for name in changed:
-        if not name.startswith(CHANGEABLE):
-            raise ConfigError(
-                f"--set {name}={after.get(name)!r}: resume can change only {', '.join(CHANGEABLE)}; "
-                "for anything else start a new run (`warm_start:` begins it with this one's front)"
-            )
-    budget = [name for name in changed if name.startswith("budget.")]
-    for name in budget:
-        was, now = before.get(name), after.get(name)
-        raised = isinstance(was, int | float) and (now is None or now > was)
-        if not raised:
-            raise ConfigError(f"--set {name}={now!r}: a resumed run's budget can only be raised; it was {was!r}")
+    budget = configs.raised(old, config)
     if not budget:
         return
     folder = Folder.open(path)
@@ -240,17 +279,6 @@ def _change(path: Path, config: Config) -> None:
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
     finally:
         folder.close()
-
-
-def _flat(data: Any, name: str = "") -> dict[str, Any]:
-    """Every value of nested mappings by its dotted name."""
-    if not isinstance(data, dict):
-        return {name: data}
-    return {
-        key: value
-        for part, inner in data.items()
-        for key, value in _flat(inner, f"{name}.{part}" if name else part).items()
-    }
 
 
 def optimize(
@@ -275,10 +303,11 @@ def optimize(
 
 def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
     settings = plan.config.engine
+    aside(lambda: asyncio.run(plan.evaluator.prepare()))
     if settings.runner == "local":
         stop = threading.Event()
         asked = partial(_either, interrupted, stop)
-        status = _threaded(partial(_run_local, plan, path, fresh, show, asked), stop)
+        status = aside(partial(_run_local, plan, path, fresh, show, asked), stop)
     else:
         status = _run_ray(plan, path, fresh, show, interrupted)
     result = Result(path)
@@ -350,36 +379,6 @@ def _either(interrupted: Callable[[], bool], stop: threading.Event) -> bool:
     return interrupted() or stop.is_set()
 
 
-def _threaded(work: Callable[[], str], stop: threading.Event) -> str:
-    """Run in this thread, or in another one where an event loop is running already (a notebook).
-
-    Interrupted while it waits, it sets `stop` and lets the run save itself before it raises.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    outcome: list[str | BaseException] = []
-
-    def body() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as failure:  # raised in the caller's thread below
-            outcome.append(failure)
-
-    thread = threading.Thread(target=body, name="evocluster-run")
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        stop.set()
-        thread.join()
-        raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
-
-
 def embedded_models() -> list[tuple[str, str, Path | None]]:
     """(name, licence, file or None where it is not installed) of every embedded model."""
     from evocluster.llm import weights
@@ -398,3 +397,99 @@ def install_model(name: str, accept_licence: bool = False, say: Say = print) -> 
     from evocluster.llm import weights
 
     return weights.install(name, accept_licence=accept_licence, say=say)
+
+
+def judge_check(
+    source: Config | str | Path, labels: str | Path | None = None, *, sets: Sequence[str] = (), **how: Any
+) -> dict[str, Any]:
+    """How far a judge agrees with labelled answers, as JSON data: tasks.audit.Audit and its `spend`.
+
+    `how`: scorer, limit, repeats, pass_at, see tasks.audit.Check. Raises: errors.ConfigError, errors.ModelError.
+    """
+    from evocluster.store.arrow import read_parquet
+    from evocluster.tasks.audit import Check
+
+    config = source if isinstance(source, Config) else configs.load(Path(source), sets)
+    extend_path(config.python_path)
+    check = Check(list(config.every.values()), labels=Path(labels) if labels is not None else None, **how)
+    models = config.resolved_models()
+    check.prepare(Stack(models).abilities(), read_parquet)
+    stack = Stack({check.judge.model: models[check.judge.model]}, config.seed)
+
+    async def ask(llm: LLM) -> dict[str, Any]:
+        meter = Meter(llm)
+        found = await check.run(meter, config.seed)
+        return {**found.model_dump(mode="json"), "spend": meter.usage.model_dump()}
+
+    return _asked(config, stack, ask)
+
+
+def check(plan: Plan) -> dict[str, Any]:
+    """One example through the starting configuration, and what the run would take, as JSON data.
+
+    Raises: errors.ConfigError for what is missing or too small, errors.ModelError when a model cannot be used.
+    """
+    plan.stack.check()
+    optimizer, genome, item = plan.optimizer(), plan.start[0], plan.items("train")[0]
+
+    async def one(llm: LLM) -> tuple[Evaluation, Execution]:
+        await plan.evaluator.prepare()
+        return await plan.evaluator.attempt(item, genome, llm)
+
+    evaluation, execution = _asked(plan.config, plan.stack, one)
+    if evaluation.error and evaluation.error.startswith("model"):
+        raise ModelError(f"the starting configuration on {item.example!r}: {evaluation.error}")
+    took = evaluation.usage + evaluation.judging
+    found = forecast(optimizer, plan.space.sample, took, plan.at_once(), plan.config.budget.minutes)
+    return {
+        "example": plan.evaluator.example(item.split, item.example).model_dump(mode="json"),
+        "evaluation": evaluation.model_dump(mode="json"),
+        "steps": [step.model_dump() for step in execution.trace],
+        "forecast": found._asdict(),
+        "at_once": plan.at_once(),
+        "examples": {split: len(plan.splits.of(split)) for split in SPLITS},
+        "free": {name: list(plan.space.settings.values(name)) for name in plan.space.free},
+        "budget": plan.config.budget.model_dump(exclude_none=True),
+    }
+
+
+def _asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) -> T:
+    """Some work with these models, cached as in a run. Raises: errors.ConfigError, errors.ModelError."""
+    from evocluster.store.cache import DiskCache
+
+    stack.check()
+    folder = config.cache.folder()
+
+    async def ask() -> T:
+        with ExitStack() as held:
+            disk = held.enter_context(closing(DiskCache(folder))) if config.cache.enabled and folder else None
+            try:
+                cache = LocalCache(disk) if config.cache.enabled else None
+                return await work(await stack.open(cache, config.engine.in_flight))
+            finally:
+                await stack.close()
+
+    return aside(lambda: asyncio.run(ask()))
+
+
+def exported(folder: str | Path, genome: str = "recommended", task: str | None = None, *, tests: bool = False) -> Any:
+    """A configuration of a run as it leaves evocluster, as JSON data (see tasks.export, tasks.handover).
+
+    `tests`: with what retrieval shows for the test examples. Raises: errors.ConfigError, errors.RunDamaged.
+    """
+    result = Result(folder)
+    member, found = chosen(result, genome), plan(result.path / "config.yaml")
+    facts = found.facts()
+    unchanged(result, facts)
+    models = {name: Portable(name, model) for name, model in found.config.resolved_models().items()}
+    of, wire = one_of(found.evaluator, task), partial(call, models)
+    made = aside(lambda: asyncio.run(handed_over(of, Genome(genes=member["genes"]), wire, tests)))
+    asked = (made["winner"] or {}).get("calls") or {}
+    return {
+        "format": "evocluster-export-1",
+        "run": {"name": found.config.name, "task": task, **{key: facts[key] for key in ("versions", "models", "data")}},
+        **member,
+        **made,
+        "endpoints": {name: models[name].endpoint for name in asked},
+        "used": repairs(result, member["genome"]),
+    }

@@ -6,13 +6,17 @@ or raises one error that lists all. What is allowed is read off the model's JSON
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
 from evocluster.errors import ConfigError
@@ -52,6 +56,46 @@ _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
 class _Generator(GenerateJsonSchema):
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 
+    def generate(self, schema: core_schema.CoreSchema, mode: JsonSchemaMode = "validation") -> dict[str, Any]:
+        """With `kind` required wherever it decides between parts: without it no part is meant."""
+        made = super().generate(schema, mode)
+        for node in _nodes(made):
+            tag = node.get("discriminator", {})
+            for target in tag.get("mapping", {}).values():
+                part = made["$defs"][target.rsplit("/", 1)[-1]]
+                part["required"] = list(dict.fromkeys([tag["propertyName"], *part.get("required", ())]))
+        return made
+
+
+class _Editors(_Generator):
+    """With the texts under the fields as descriptions, and in every form that may be written: a class says with
+    `in_editors(made) -> schema` what its validators take besides.
+
+    The texts are read here and not when a class is made: that would cost every start of every process 2 ms a class.
+    """
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> dict[str, Any]:
+        made = super().model_schema(schema)
+        texts = _texts(schema["cls"])
+        for name, field in made.get("properties", {}).items():
+            if name in texts:
+                field.setdefault("description", texts[name])
+        forms = getattr(schema["cls"], "in_editors", None)
+        return forms(made) if forms else made
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> dict[str, Any]:
+        """What a `BeforeValidator` that does not say what it takes is for: a plain value that stands for the whole."""
+        made = super().function_before_schema(schema)
+        of_class = isinstance(getattr(schema["function"]["function"], "__self__", None), type)
+        if of_class or "json_schema_input_schema" in schema:
+            return made
+        return {"anyOf": [made, {"type": ["string", "number", "boolean"]}]}
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> dict[str, Any]:
+        """A part or null, said so that what is wrong within the part is marked there and not at its name."""
+        inner = self.generate_inner(schema["schema"])
+        return {"if": {"not": {"type": "null"}}, "then": inner} if "$ref" in inner else super().nullable_schema(schema)
+
 
 class Complaints:
     """Plain data, the place every value came from, and what is wrong so far. Call order: add, fit."""
@@ -89,7 +133,7 @@ class Complaints:
         try:
             made = cls.model_validate(self.data)
         except ValidationError as error:
-            for keys, what in explain(error, self.data, described(cls)):
+            for keys, what in explain(error, self.data, described(cls, for_editors=False)):
                 if not any(keys[: len(known)] == known or known[: len(keys)] == keys for known in said):
                     self.add(keys, what)
             self.refuse()
@@ -122,9 +166,12 @@ def failure(wrong: Iterable[tuple[Keys, str]]) -> ValidationError:
     return ValidationError.from_exception_data("settings", lines)
 
 
-def described(cls: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a model; defaults that JSON cannot show are left out."""
-    return cls.model_json_schema(schema_generator=_Generator)
+def described(cls: type[BaseModel], for_editors: bool = True) -> dict[str, Any]:
+    """The JSON schema of a model; defaults that JSON cannot show are left out.
+
+    For editors with the descriptions of fields and all short forms; else as a model is after its validators.
+    """
+    return cls.model_json_schema(schema_generator=_Editors if for_editors else _Generator)
 
 
 def secrets(data: Json, keys: Keys = ()) -> list[Keys]:
@@ -138,6 +185,19 @@ def secrets(data: Json, keys: Keys = ()) -> list[Keys]:
     name = next((key for key in reversed(keys) if isinstance(key, str)), "")
     random = _TELLING.search(name) and _RANDOM.fullmatch(data) and not _VARIABLE.fullmatch(data)
     return [keys] if random or SECRET.search(data) else []
+
+
+def holders(data: Json, keys: Keys) -> list[tuple[Any, Any]]:
+    """The mappings or lists that hold a setting, and under what; '*' among the keys is every entry."""
+    first, *rest = keys
+    names: list[Any] = [first]
+    if first == "*":
+        names = list(data) if isinstance(data, dict) else list(range(len(data))) if isinstance(data, list) else []
+    found: list[tuple[Any, Any]] = []
+    for name in names:
+        if first == "*" or (isinstance(data, dict) and name in data):
+            found += holders(data[name], tuple(rest)) if rest else [(data, name)]
+    return found
 
 
 def nearest(word: object, allowed: Iterable[object]) -> str:
@@ -162,6 +222,33 @@ def brief(value: object) -> str:
     """A value as a message shows it."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a JSON schema."""
+    if isinstance(schema, dict):
+        yield schema
+        schema = list(schema.values())
+    for inner in schema if isinstance(schema, list) else ():
+        yield from _nodes(inner)
+
+
+def _texts(cls: type) -> dict[str, str]:
+    """Field -> the text under it in the source, own fields before inherited ones; none where there is no source."""
+    found: dict[str, str] = {}
+    for one in cls.__mro__:
+        if not issubclass(one, BaseModel) or one is BaseModel:
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        except (OSError, SyntaxError, IndexError):
+            continue
+        for field, below in pairwise(getattr(body, "body", ())):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(field.target, ast.Name):
+                text = below.value.value if isinstance(below.value, ast.Constant) else None
+                if isinstance(text, str):
+                    found.setdefault(field.target.id, inspect.cleandoc(text))
+    return found
 
 
 def _thawed(value: Any) -> Any:

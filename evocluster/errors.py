@@ -16,7 +16,9 @@
     |   +-- DeadlinePassed          7   no complete answer in time (retryable)
     |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
     |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
+    +-- BelowBar                    8   a measured figure is below what was asked for
     +-- OperatorFailed              1   an operator made no child: becomes its trial's error
+    +-- TooManyCalls                1   a pipeline asked more often than it said: becomes its evaluation's error
     +-- Interrupted               130   Ctrl-C: everything finished was saved
 
 Messages name the value with !r, what was allowed, and the remedy. All of them survive pickling (one text argument).
@@ -119,8 +121,18 @@ class Refused(ModelError):
     """4xx: asking again will not help."""
 
 
+class BelowBar(EvoclusterError):
+    """A figure that was measured is below the least that was asked for; the report was printed before it."""
+
+    exit_code = 8
+
+
 class OperatorFailed(EvoclusterError):
     """No child could be made; the text becomes the trial's error and costs the operator credit."""
+
+
+class TooManyCalls(EvoclusterError):
+    """A user's pipeline called models more often than `executor.calls` allows, by which budgets reckon."""
 
 
 class Interrupted(EvoclusterError):

@@ -162,6 +162,19 @@ class Evaluation(Record):
     flags: tuple[str, ...] = ()
     """Safety flags raised on the output."""
     error: str | None = None
+    judging: Usage = Usage()
+    """What scoring it took (judges, safety checks by a model): paid and budgeted, but no objective of the genome."""
+    trace: FrozenJson = ()
+    """The steps as {purpose, prompt, reply}, where they are recorded."""
+
+
+class Spend(Record):
+    """What one model was asked for, and for what purpose, within one trial."""
+
+    model: str
+    purpose: str
+    """evaluate, rewrite or judge."""
+    usage: Usage
 
 
 class Proposal(Record):
@@ -189,11 +202,13 @@ class Trial(Record):
     usage: Usage = Usage()
     """Of the operator's own calls (rewrite, merge); each evaluation carries its own."""
     error: str | None = None
+    spend: tuple[Spend, ...] = ()
+    """The same and all of the evaluations' calls again, by model and purpose: for accounts only."""
 
     @property
     def total(self) -> Usage:
         """Everything this trial consumed."""
         total = self.usage
         for evaluation in self.evaluations:
-            total = total + evaluation.usage
+            total = total + evaluation.usage + evaluation.judging
         return total

@@ -4,10 +4,27 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+. scripts/setup.sh
+
+# Tests look at reports in a real browser. As root on Debian it is installed; elsewhere those tests say what is missing.
+browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        command -v "$name" >/dev/null && return
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing Chromium for the tests of reports (apt-get install chromium) ..."
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+            >/dev/null 2>&1 || say "Chromium could not be installed: tests in a browser are skipped."
+    else
+        say "No Chromium here: tests in a browser are skipped (for example: apt-get install chromium)."
+    fi
+}
+
+browser
+
 if [ $# -eq 0 ]; then
     exec scripts/check
 fi
-
-. scripts/setup.sh
 
 exec "$bin/pytest" "$@"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from evocluster.llm.client import Reply, Request
-from evocluster.records import Example, Json, Score
+from evocluster.records import Example, Json, Score, Usage
 from evocluster.tasks.execution import Execution
 from evocluster.tasks.scorers import AnyScorer
 
@@ -16,10 +18,13 @@ async def silent(request: Request) -> Reply:
     raise AssertionError(f"asked a model: {request!r}")
 
 
-async def scored(scorer: AnyScorer, expected: Json, output: str, parsed: Json = None) -> Score:
+async def scored(
+    scorer: AnyScorer, expected: Json, output: str, parsed: Json = None, usage: Usage | None = None
+) -> Score:
     """The score of this output against this expectation."""
     example = Example(id="e", input="x", expected=expected)
-    return await scorer.score(example, Execution(output=output, raw=output, parsed=parsed, schema_ok=True), silent)
+    execution = Execution(output=output, raw=output, parsed=parsed, schema_ok=True, usage=usage or Usage())
+    return await scorer.score(example, execution, silent)
 
 
 class ScorerContract:
@@ -27,10 +32,12 @@ class ScorerContract:
 
     settings: dict[str, Json]
     expected: Json
-    right: tuple[str, Json]
-    """(output, parsed) that must get 1."""
-    wrong: tuple[str, Json]
-    """(output, parsed) that must get less."""
+    right: tuple[str, Json] | tuple[str, Json, Usage]
+    """(output, parsed), and usage where that is judged, that must get 1."""
+    wrong: tuple[str, Json] | tuple[str, Json, Usage]
+    """The same that must get less."""
+    content_with_nothing: bool = False
+    """An empty output that cost nothing passes too."""
 
     @property
     def scorer(self) -> AnyScorer:
@@ -46,7 +53,8 @@ class ScorerContract:
         assert score.reason or score.value > 0
 
     async def test_nothing_is_not_right(self) -> None:
-        assert (await scored(self.scorer, self.expected, "", None)).value < 1
+        nothing = await scored(self.scorer, self.expected, "", None)
+        assert (nothing.value == 1) == self.content_with_nothing
 
     async def test_same_question_same_score(self) -> None:
         first = await scored(self.scorer, self.expected, *self.wrong)
@@ -55,7 +63,8 @@ class ScorerContract:
     def test_is_its_own_settings(self) -> None:
         scorer = self.scorer
         assert TypeAdapter(AnyScorer).validate_json(scorer.model_dump_json()) == scorer
-        assert scorer.name == self.settings["kind"]
+        assert scorer.name == self.settings.get("name", self.settings["kind"])
+        assert pickle.loads(pickle.dumps(scorer)) == scorer
 
     def test_misspelt_setting_is_refused(self) -> None:
         with pytest.raises(ValidationError, match="nmae"):

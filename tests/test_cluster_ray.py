@@ -18,7 +18,7 @@ import psutil
 import pytest
 from contract_cache import CacheContract
 from contract_runner import IN_FLIGHT, RunnerContract, Scenario
-from small import LABELS, small_config, write_config
+from small import LABELS, settings, small_config, write_config
 
 from evocluster import build
 from evocluster.cluster.population import Population
@@ -177,3 +177,65 @@ class TestRemoteCache(CacheContract):
         """End the actor."""
         await asyncio.sleep(0)
         cache.stop()  # type: ignore[attr-defined]
+
+
+PIPELINE = """
+from words import clean          # a sibling of this file
+
+
+async def answer(example, genome, llm):
+    said = await llm.ask(f"{genome['rubric']} {example.input}")
+    return clean(said)
+
+
+def same(output, example):
+    return output == example.expected
+
+
+def vectors(texts):
+    return [[float(letter in text) for letter in "abcdefgh"] for text in texts]
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_code_documents_and_rubrics_of_the_user_reach_the_workers(tmp_path: Path) -> None:
+    """A pipeline with a sibling module, a scorer, a judge; and a program that retrieves by the user's vectors."""
+    (tmp_path / "pipeline.py").write_text(PIPELINE)
+    (tmp_path / "words.py").write_text("def clean(text):\n    return text.strip().lower()\n")
+    (tmp_path / "good.md").write_text("---\nversion: 1\n---\n5: right. 1: wrong.\n")
+    (tmp_path / "docs").mkdir()
+    for name in LABELS:
+        (tmp_path / "docs" / f"{name}.md").write_text(f"# {name}\nThings that look {name} are {name}.\n")
+    base = settings()
+    scorers = [
+        {"kind": "label"},
+        {"kind": "function", "function": "pipeline.py:same", "name": "same"},
+        {"kind": "judge", "model": "fake", "rubric": "good.md", "choices": True},
+    ]
+    fronts = {}
+    for name, task, space in (
+        ("own", {"executor": "pipeline.py:answer"}, {"rubric": base["space"]["rubric"], "temperature": [0, 1]}),
+        (
+            "found",
+            {"retrieval": {"documents": "docs", "embed": "pipeline.py:vectors", "usd_per_query": 0.25}},
+            {"rubric": base["space"]["rubric"], "retriever_topk": [0, 2]},
+        ),
+    ):
+        changes = {
+            "task": {**base["task"], "scorers": scorers, **task},
+            "space": {**space, "model": ["fake"]},
+            "start": [{"rubric": "Which colour?"}],
+            "cache": {"path": None},
+            "search": {**base["search"], "lookahead": 20},
+        }
+        for runner in ("local", "ray"):
+            config = small_config(tmp_path, **changes, engine={"runner": runner, "in_flight": 8})
+            result = build.run(build.plan(config), tmp_path / name / runner)
+            assert result.recommended is not None
+            fronts[name, runner] = front(tmp_path / name / runner)
+    assert fronts["own", "local"] == fronts["own", "ray"]
+    table = pandas.read_parquet(tmp_path / "found" / "ray" / "trials").query("kind == 'evaluation'")
+    assert table.error.isna().all(), table.error.dropna().unique()
+    retrieved = table[table.cost_usd > 0.25]
+    assert 0 < len(retrieved) < len(table)
+    assert (table.judge_calls == 1).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evocluster import config as configs
+from evocluster import document as documents
 from evocluster.config import Config
 from evocluster.errors import ConfigError
 from evocluster.llm.direct import Direct
@@ -72,6 +74,7 @@ def changed(old: str, new: str) -> str:
 def test_loads_what_was_written(tmp_path: Path) -> None:
     config = configs.load(write(tmp_path))
     assert config.name == "run"
+    assert config.task is not None
     assert config.task.labels == ("yes", "no")
     assert config.task.data.train == str(tmp_path / "rows/train.jsonl")
     assert isinstance(config.models["small"], Scripted)
@@ -300,6 +303,7 @@ def test_sets_lie_over_the_file(tmp_path: Path) -> None:
     model = config.models["gpt-4.1"]
     assert isinstance(model, Direct)
     assert model.model == "huge"
+    assert config.task is not None
     assert config.task.scorers[1].name == "text"
     assert config.space.root["temperature"] == (0, 0.1)
     assert config.budget.minutes is None
@@ -428,15 +432,15 @@ def test_every_text_survives_dump(texts: list[str]) -> None:
     data["space"]["pi"] = [3.5, 1e-09, 10**15, True, None, 2e20]
     config = configs.parse(data)
     text = configs.dump(config)
-    node = configs._compose(text, "text")
-    document = configs.Document("text", {})
+    node = documents._compose(text, "text")
+    document = documents.Document("text", {})
     read = document._value(node, (), lambda node: (0, ""))
     assert read["space"]["mood"] == data["space"]["mood"]
     assert configs.parse(read) == config
 
 
 def _data() -> dict[str, dict[str, object]]:
-    data: dict[str, dict[str, object]] = yaml.load(RUN, Loader=configs._Loader)
+    data: dict[str, dict[str, object]] = yaml.load(RUN, Loader=documents._Loader)
     return data
 
 
@@ -462,3 +466,79 @@ def test_quickstart_loads(tmp_path: Path) -> None:
     assert config.name == "quickstart"
     alone = shutil.copy(ROOT / "configs/quickstart.yaml", tmp_path)
     assert isinstance(configs.load(alone), Config)
+
+
+def _changed(tmp_path: Path, **task: Any) -> Path:
+    data = _data()
+    data["task"] = {"kind": "text", "data": {"train": "rows/train.jsonl"}, **task}
+    data.pop("objectives", None)
+    data.pop("recommend", None)
+    data["space"] = {"rubric": ["Answer."], "model": "small", **data.pop("more", {})}
+    data["start"] = [{"rubric": "Answer."}]  # type: ignore[assignment]
+    path = tmp_path / "config" / "run.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+def test_code_rubrics_and_documents_start_at_the_folder_of_the_config(tmp_path: Path) -> None:
+    path = _changed(
+        tmp_path,
+        scorers=[
+            {"kind": "function", "function": "../evals.py:polite", "name": "a"},
+            {"kind": "function", "function": "package.evals:polite", "name": "b"},
+            {"kind": "judge", "model": "small", "rubric": "rubrics/good.md"},
+        ],
+        executor="pipeline.py:answer",
+    )
+    config = configs.load(path)
+    task = config.task
+    assert task is not None
+    root = tmp_path / "config"
+    assert [getattr(scorer, "function", None) for scorer in task.scorers[:2]] == [
+        f"{root / '..' / 'evals.py'}:polite",
+        "package.evals:polite",
+    ]
+    assert getattr(task.scorers[2], "rubric", None) == str(root / "rubrics/good.md")
+    assert task.executor is not None
+    assert task.executor.function == f"{root / 'pipeline.py'}:answer"
+    assert config.python_path == (str(root),)
+    again = tmp_path / "elsewhere.yaml"
+    again.write_text(configs.dump(config))
+    assert configs.load(again) == config
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (
+            {"scorers": [{"kind": "judge", "model": "smal", "rubric": "r.md"}]},
+            r"run\.yaml:\d+: task\.scorers\.0\.model: nothing of this name under models \(got 'smal'\); allowed: small",
+        ),
+        (
+            {"consensus": {"decide": "judge", "model": "bigg"}},
+            r"task\.consensus\.model: nothing of this name under models \(got 'bigg'\)",
+        ),
+        ({"retrieval": {"documents": "docs"}}, r"task\.retrieval: nothing uses it; add a gene to `space:`"),
+        ({"repairs": 9}, r"task\.repairs: .*\(got 9\); allowed: .*from 0 to 5"),
+        (
+            {"executor": {"function": "p.py:a", "call": 3}},
+            r"task\.executor\.call: unknown setting; allowed: function, calls",
+        ),
+    ],
+)
+def test_what_the_parts_of_a_task_need(tmp_path: Path, task: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configs.load(_changed(tmp_path, **task))
+
+
+def test_genes_that_need_something(tmp_path: Path) -> None:
+    path = _changed(tmp_path)
+    with pytest.raises(ConfigError, match=r"space\.retriever_topk: nothing to retrieve from; add `retrieval:"):
+        configs.load(path, ["space.retriever_topk=[0, 2]"])
+    with pytest.raises(ConfigError, match=r"space\.use_consensus.*: nothing of this name under models \(got 'big'\)"):
+        configs.load(path, ["space.use_consensus=[1, [small, big]]"])
+    with pytest.raises(ConfigError, match=r"space\.use_consensus: got 99; allowed: a number of samples from 1 to 16"):
+        configs.load(path, ["space.use_consensus=[1, 99]"])
+    config = configs.load(path, ["space.use_consensus=[false, true, 5, [small, small]]"])
+    assert config.space.values("use_consensus") == (1, 3, 5, ("small", "small"))

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from evocluster import build
+from evocluster import config as configs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 REAL = CONFIGS.parents[1] / "shared" / "data"
 
 
-def tiny(name: str, folder: Path) -> Path:
-    """The config with scripted models and a small budget; its data stay what they are."""
-    path = CONFIGS / name
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
-    data = config["task"]["data"]
-    for split in ("train", "validation", "test"):
-        data[split] = str((path.parent / data[split]).resolve())
-    if not Path(data["train"]).exists():
-        pytest.skip(f"the data set of {name} is not here: {data['train']}")
-    data["limit"] = 24
-    config["models"] = {name: {"kind": "scripted", "default": "no idea"} for name in config["models"]}
-    config["search"] = {"population": 4, "block": 8, "finalists": 2}
-    config["budget"] = {"generations": 2}
-    config["engine"] = {"runner": "local", "in_flight": 16}
-    config["cache"] = {"path": None}
-    changed = folder / "tiny.yaml"
-    changed.write_text(yaml.safe_dump(config, sort_keys=False))
-    return changed
+def tiny(name: str) -> list[str]:
+    """What makes the config small, with scripted models in place of its own; its data and code stay what they are."""
+    config = configs.load(CONFIGS / name)
+    for task in config.every.values():
+        if not Path(task.data.train).exists():
+            pytest.skip(f"the data set of {name} is not here: {task.data.train}")
+    data = [f"tasks.{task}.data.limit=24" if task else "task.data.limit=24" for task in config.every]
+    fakes = [
+        f"models.{model}={{kind: scripted, default: no idea}}"
+        for model, settings in config.models.items()
+        if settings.kind != "scripted"
+    ]
+    return [
+        *data,
+        *fakes,
+        "search={population: 4, block: 8, finalists: 2}",
+        "budget={generations: 2}",
+        "engine={runner: local, in_flight: 16}",
+        "cache={path: null}",
+    ]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_config_runs(name: str, tmp_path: Path) -> None:
-    result = build.run(build.plan(tiny(name, tmp_path)), tmp_path / "run")
+    result = build.run(build.plan(CONFIGS / name, tiny(name)), tmp_path / "run")
     assert result.status == "finished"
     assert result.recommended is not None
     assert result.recommended["test"]["quality"]["low"] <= result.recommended["test"]["quality"]["high"]

@@ -23,6 +23,7 @@ from evocluster.engine.engine import carry
 from evocluster.engine.runner import LocalRunner, Runner
 from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
 from evocluster.records import Proposal, Trial
+from evocluster.store.table import scan
 
 OBJECTIVES = {"quality", "latency_ms", "cost_usd", "robustness"}
 
@@ -247,7 +248,7 @@ def test_resume_with_other_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "interrupted"}))
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     (tmp_path / "train.jsonl").write_text("\n".join(lines[4:]) + "\n")
-    with pytest.raises(RunDamaged, match="config, the data or the version changed"):
+    with pytest.raises(RunDamaged, match="data 'train' changed since the run began"):
         build.resume(tmp_path / "run")
 
 
@@ -365,3 +366,55 @@ def test_two_runs_on_one_folder_are_kept_apart(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="in use"):
         build.resume(tmp_path / "run")
     held.close()
+
+
+def test_spend_by_model_and_purpose_adds_up_to_what_the_run_took(tmp_path: Path) -> None:
+    fake = settings()["models"]["fake"]
+    (tmp_path / "good.md").write_text("---\nversion: 3\n---\n5: right. 1: wrong.\n")
+    judge = {"kind": "judge", "model": "judge", "rubric": str(tmp_path / "good.md")}
+    task = {**settings()["task"], "scorers": [{"kind": "label"}, judge], "weights": {"judge": 0.0}}
+    models = {"fake": fake, "judge": {**fake, "rules": [], "default": '{"reason": "fine", "score": 4}'}}
+    result = build.run(build.plan(small_config(tmp_path, task=task, models=models)), tmp_path / "run")
+    rows = [row for chunk in scan(tmp_path / "run" / "trials") for row in chunk]
+    lines = [line for row in rows if row["spend"] for line in json.loads(row["spend"])]
+    assert {(line["model"], line["purpose"]) for line in lines} == {
+        ("fake", "evaluate"),
+        ("fake", "rewrite"),
+        ("judge", "judge"),
+    }
+    assert sum(line["calls"] for line in lines) == result.run["calls"]
+    assert sum(line["usd"] for line in lines) == pytest.approx(result.run["usd"])
+    assert sum(line["paid_usd"] for line in lines) == pytest.approx(result.run["paid_usd"])
+    judged = [row for row in rows if row["kind"] == "evaluation"]
+    assert sum(row["judge_calls"] for row in judged) == sum(
+        line["calls"] for line in lines if line["purpose"] == "judge"
+    )
+    assert {json.loads(row["scores"])["judge"]["value"] for row in judged} == {0.75}
+    assert all(row["calls"] <= 2 for row in judged)  # the judge's calls are not the genome's
+    assert result.run["rubrics"][str(tmp_path / "good.md")].startswith("3 ")
+
+
+def test_a_judged_run_resumes_to_the_same_accounts(tmp_path: Path) -> None:
+    (tmp_path / "good.md").write_text("---\nversion: 1\n---\n5: right. 1: wrong.\n")
+    judge = {"kind": "judge", "model": "fake", "rubric": str(tmp_path / "good.md"), "choices": True}
+    task = {**settings()["task"], "scorers": [{"kind": "label"}, judge]}
+    config = small_config(tmp_path, task=task)
+    whole = build.run(build.plan(config), tmp_path / "whole")
+    build.run(build.plan(config), tmp_path / "cut")
+    cut = tmp_path / "cut"
+    (cut / "run.json").write_text(json.dumps({**json.loads((cut / "run.json").read_text()), "status": "interrupted"}))
+    again = build.resume(cut)
+    assert again.front == whole.front
+    assert again.run["calls"] == whole.run["calls"]
+    (tmp_path / "good.md").write_text("---\nversion: 2\n---\n5: quite right. 1: wrong.\n")
+    (cut / "run.json").write_text(json.dumps({**json.loads((cut / "run.json").read_text()), "status": "interrupted"}))
+    with pytest.raises(RunDamaged, match=r"rubrics '.*good\.md' changed since the run began"):
+        build.resume(cut)
+
+
+def test_examples_stand_in_the_folder(tmp_path: Path) -> None:
+    plan = build.plan(small_config(tmp_path))
+    build.run(plan, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "examples.jsonl").read_text().splitlines()]
+    assert len(lines) == 16 + 8 + 12
+    assert lines[0] == {"split": "train", **plan.splits.train[0].model_dump(mode="json")}

@@ -242,7 +242,7 @@ async def test_a_drop_that_fails_does_not_hide_the_error_of_the_call() -> None:
 
 
 async def test_cancelling_the_maker_hands_the_call_to_the_next() -> None:
-    model = Model(seconds=0.03)
+    model = Model(seconds=0.3)
     llm = Cached(model, LocalCache(), IDENTITY)
     maker = asyncio.create_task(llm(ask("a")))
     await settle(lambda: model.calls == 1)

@@ -54,6 +54,18 @@ def test_a_rule_has_exactly_one_condition(rule: dict[str, str]) -> None:
         Rule(**rule)
 
 
+async def test_an_answer_takes_over_what_the_pattern_found() -> None:
+    model = Scripted(rules=(Rule(pattern=r"(?P<n>\d+) days(?P<late>, late)?", text=r'{"days": \g<n>}\g<late>'),))
+    assert (await model(chat("within 30 days or 40"))).text == '{"days": 30}'
+    assert (await model(chat("after 7 days, late"))).text == '{"days": 7}, late'
+
+
+@pytest.mark.parametrize("rule", [{"contains": "a"}, {"pattern": "(?P<m>a)"}])
+def test_a_group_that_the_pattern_lacks_is_named(rule: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=r"speaks of group 'n'; groups of the pattern: (none|m); write \(\?P<n>"):
+        Rule(text=r"\g<n>", **rule)
+
+
 def test_a_pattern_that_is_none_is_named() -> None:
     with pytest.raises(ValidationError, match=r"'\(' is not a regular expression"):
         Rule(pattern="(", text="x")

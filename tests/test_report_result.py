@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evocluster.errors import RunDamaged
-from evocluster.report.result import Result, best_split, cell, describe, front_rows
+from evocluster.report.figures import best_split, cell, describe
+from evocluster.report.front import front_rows
+from evocluster.report.result import Result
 
 GENES = {"cot": False, "demos": [], "rubric": "Which?", "temperature": 0.30000001}
 

@@ -270,19 +270,22 @@ def users_threads() -> list[threading.Thread]:
 
 
 async def test_a_spinning_function_is_stopped_and_the_loop_stays_free() -> None:
-    beats = 0
+    done: list[str] = []
 
-    async def beat() -> None:
-        nonlocal beats
-        while True:
-            beats += 1
-            await asyncio.sleep(0.01)
+    async def quick() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        done.append("quick")
 
-    heart = asyncio.create_task(beat())
-    with pytest.raises(TimeoutError, match=r"spins did not return within 0.2 s; it stood at test_tasks_code.py:\d+ in"):
-        await call(spins, timeout_s=0.2)
-    heart.cancel()
-    assert beats > 3
+    async def slow() -> None:
+        with pytest.raises(
+            TimeoutError, match=r"spins did not return within 0.2 s; it stood at test_tasks_code.py:\d+ in"
+        ):
+            await call(spins, timeout_s=0.2)
+        done.append("slow")
+
+    await asyncio.gather(slow(), quick())
+    assert done == ["quick", "slow"]
     assert await until(lambda: not [thread for thread in users_threads() if "spins" in thread.name])
 
 
@@ -293,6 +296,20 @@ async def test_an_async_function_that_blocks_its_loop_is_stopped_and_others_go_o
     with pytest.raises(TimeoutError, match=r"within 0.2 s; it stood at .* in spins, which blocks the event loop"):
         await late
     assert [(await task)[0] for task in waiting] == ["a"] * 3
+
+
+async def test_one_that_blocks_within_its_deadline_is_let_finish_while_others_go_elsewhere() -> None:
+    release = threading.Event()
+
+    async def takes_its_time() -> str:
+        release.wait(20)
+        return "done"
+
+    patient = asyncio.create_task(call(takes_its_time, timeout_s=60))
+    await asyncio.sleep(0.1)
+    assert (await call(async_function, "a", 1, timeout_s=0.2))[0] == "a"
+    release.set()
+    assert await patient == "done"
 
 
 async def test_an_async_function_that_waits_too_long_is_cancelled() -> None:
@@ -340,7 +357,7 @@ async def test_cancelling_the_caller_stops_the_function() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert await until(lambda: not [thread for thread in users_threads() if "spins" in thread.name])
-    assert await until(lambda: not lanes._current()._tasks)
+    assert await until(lambda: not lanes._current()._turns)
 
 
 async def test_past_a_number_of_hanging_calls_further_ones_fail_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +367,7 @@ async def test_past_a_number_of_hanging_calls_further_ones_fail_at_once(monkeypa
     def hangs() -> None:
         release.wait(20)
 
-    await until(lambda: not [thread for thread in users_threads() if "event loop" not in thread.name])
+    assert await until(lambda: not [thread for thread in lanes._abandoned if thread.is_alive()])
     for _ in range(2):
         with pytest.raises(TimeoutError):
             await call(hangs, timeout_s=0.05)

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Literal
 
 import pytest
+from pydantic import ValidationError
 
 from evocluster.errors import ConfigError, DeadlinePassed, Refused
 from evocluster.llm.client import LLM, Reply, Request
@@ -177,8 +178,9 @@ async def test_flags_are_raised_on_outputs() -> None:
     evaluation = await evaluator(safety=checks).evaluate(ITEM, GENOME, says("write to A@b.example"))
     assert evaluation.flags == ("email",)
     case = Pattern(flag="caps", pattern="STOP", ignore_case=False)
-    assert flags((case, case), "STOP") == ("caps",)
-    assert flags((case,), "stop") == ()
+    example = Example(id="e", input="x")
+    for output, raised in (("STOP", ("caps",)), ("stop", ())):
+        assert await flags((case, case), example, Execution(output=output), says("x")) == (raised, ())
 
 
 def test_items_hold_every_example_once_with_twins_directly_after() -> None:
@@ -231,3 +233,45 @@ def test_label_names_on_offer() -> None:
     named = {"short": {"refund": "r", "billing": "b"}}
     assert evaluator(label_names=named).label_names() == ("as_is", "spaced", "letters", "short")
     assert evaluator().calls_per_item({"cot": (True,), "constrain": (True,)}) == 2
+
+
+async def test_a_scorer_that_must_pass_decides_alone() -> None:
+    scorers: list[Json] = [{"kind": "label"}, {"kind": "length", "unit": "chars", "max": 3}]
+    strict = evaluator(scorers=scorers, weights={"length": 0.0}, must_pass=["length"])
+    lenient = evaluator(scorers=scorers, weights={"length": 0.0})
+    for one, quality in ((lenient, 1.0), (strict, 0.0)):
+        evaluation = await one.evaluate(ITEM, GENOME, says("billing"))
+        assert evaluation.scores["label"].value == 1.0
+        assert evaluation.scores["length"].value == 0.0
+        assert evaluation.quality == quality
+    assert strict.task.must_pass == {"length": 1.0}
+    with pytest.raises(ValidationError, match="no scorer 'lenght'; scorers are label, length; did you mean 'length'"):
+        evaluator(scorers=scorers, must_pass={"lenght": 0.5})
+
+
+class Judging(Part):
+    """A scorer that asks a model itself."""
+
+    kind: Literal["judging"] = "judging"
+    name: str = "judging"
+    calls: int = 2
+
+    async def score(self, example: Example, execution: Execution, llm: LLM) -> Score:
+        reply = await llm(Request(model="judge", purpose="judge", max_tokens=5))
+        return Score(value=1.0, reason=reply.text)
+
+
+async def test_what_judging_takes_is_counted_apart() -> None:
+    one = evaluator()
+    one.task = one.task.model_copy(update={"scorers": (Judging(),)})
+    evaluation = await one.evaluate(ITEM, GENOME, says("billing"))
+    assert (evaluation.usage.calls, evaluation.judging.calls) == (1, 1)
+    assert evaluation.judging.usd > 0
+    assert one.calls_per_item({}) == 3
+
+
+async def test_steps_are_kept_when_asked_for() -> None:
+    kept = await evaluator(keep_trace=True).evaluate(ITEM, GENOME, says("billing"))
+    assert [step["reply"] for step in kept.trace] == ["billing"]
+    assert kept.trace[0]["prompt"]
+    assert (await evaluator().evaluate(ITEM, GENOME, says("billing"))).trace == ()

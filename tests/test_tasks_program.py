@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,12 @@ from evocluster.errors import ConfigError, Overloaded, Refused
 from evocluster.llm.client import Reply, Request
 from evocluster.records import Example, Genome, Json, canonical
 from evocluster.tasks.answers import Naming, after_marker, first_json
+from evocluster.tasks.dataset import Splits
+from evocluster.tasks.documents import Passage, Retrieval
 from evocluster.tasks.execution import Execution
 from evocluster.tasks.program import FRAMES_KEPT, Program
-from evocluster.tasks.prompts import name_labels
+from evocluster.tasks.prompts import STEP_BY_STEP, name_labels
+from evocluster.tasks.retrieval import Index
 from evocluster.tasks.task import Task
 
 LABELS = ["AddToPlaylist", "PlayMusic", "rate_book"]
@@ -367,3 +371,207 @@ async def test_frames_are_bounded_and_a_program_pickles() -> None:
 def test_an_unsettled_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="not settled"):
         Program(Task.model_validate({"kind": "classification", "data": {"train": "t"}}), {})
+
+
+async def test_rubric_says_where_the_input_stands() -> None:
+    asked = Example(id="v2", input={"question": "Which {labels}?", "tone": "calm"})
+    execution, (request,) = await ran(
+        task=WRITE, example=asked, rubric='Be {tone}. Q: {question} {unknown} {"a": 1}', demos=["t1"]
+    )
+    # Fields are known from train; this train has texts only, so nothing here is a template.
+    assert shown(request)[0].startswith("system: Be {tone}.")
+    train = {"t1": Example(id="t1", input={"question": "How?", "tone": "loud"}, expected="So.")}
+    model = Model()
+    program = Program(WRITE, train)
+    genes = {"rubric": 'Be {tone}. Q: {question} {unknown} {"a": 1}', "demos": ["t1"]}
+    await program.run(asked, Genome(genes=genes), model)
+    assert shown(model.asked[0]) == [
+        'user: Be loud. Q: How? {unknown} {"a": 1}',
+        "assistant: So.",
+        'user: Be calm. Q: Which {labels}? {unknown} {"a": 1}',
+    ]
+    await program.run(asked, Genome(genes={**genes, "demo_style": "completion", "cot": True}), model)
+    assert model.asked[1].prompt == (
+        f'Be loud. Q: How? {{unknown}} {{"a": 1}}\n{STEP_BY_STEP}\nAnswer: So.\n\n'
+        f'Be calm. Q: Which {{labels}}? {{unknown}} {{"a": 1}}\n{STEP_BY_STEP}\nReasoning:'
+    )
+    assert execution.schema_ok
+
+
+async def test_whole_input_in_a_template() -> None:
+    _, (request,) = await ran(rubric="Text: {input}\nOne of {labels}:")
+    assert shown(request) == ["user: Text: play the secret song\nOne of AddToPlaylist, PlayMusic, rate_book:"]
+
+
+def _replies(*texts: str) -> Callable[[Request], str]:
+    left = list(texts)
+    return lambda request: left.pop(0)
+
+
+async def test_answer_that_does_not_parse_is_asked_for_again() -> None:
+    task = EXTRACT.model_copy(update={"repairs": 2})
+    execution, asked = await ran(task, _replies("no json", '{"n": "x"}', '{"n": 3}'), rubric="Extract n.")
+    assert (execution.parsed, execution.schema_ok, execution.repairs) == ({"n": 3}, True, 2)
+    assert execution.usage.calls == 3
+    assert execution.usage.usd == 1.5
+    assert execution.usage.seconds == 0.75
+    assert [step.purpose for step in execution.trace] == ["answer", "repair", "repair"]
+    assert shown(asked[1])[-2:] == [
+        "assistant: no json",
+        "user: That is not valid: there is no JSON object in it. Reply with the corrected JSON only.",
+    ]
+    assert "'x' is not of type 'integer' at $.n" in shown(asked[2])[-1]
+    assert len(shown(asked[2])) == len(shown(asked[1]))
+
+
+async def test_repairs_are_bounded() -> None:
+    execution, asked = await ran(EXTRACT, lambda request: "never", rubric="Extract n.")
+    assert (execution.schema_ok, execution.repairs, len(asked)) == (False, 1, 2)
+    execution, asked = await ran(EXTRACT.model_copy(update={"repairs": 0}), lambda request: "never")
+    assert (execution.schema_ok, execution.repairs, len(asked)) == (False, 0, 1)
+    execution, asked = await ran(CLASSIFY.model_copy(update={"repairs": 1}), _replies("hm", "PlayMusic"))
+    assert (execution.output, execution.repairs) == ("PlayMusic", 1)
+    assert "it is none of AddToPlaylist, PlayMusic, rate_book" in shown(asked[1])[-1]
+
+
+async def test_repair_of_a_plain_completion_and_of_a_bounded_one() -> None:
+    execution, asked = await ran(
+        EXTRACT, _replies("{}", '{"n": 1}'), demo_style="completion", constrain=True, rubric="N?"
+    )
+    assert execution.parsed == {"n": 1}
+    assert asked[1].prompt == (
+        "N?\n\nInput: play the secret song\nOutput: {}\n\n"
+        "That is not valid: 'n' is a required property at $. Reply with the corrected JSON only.\nOutput:"
+    )
+    assert asked[1].json_schema == SCHEMA
+    assert asked[1].stop == ("\n\n",)
+
+
+async def test_pydantic_model_validates_and_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "shapes.py").write_text(
+        "from pydantic import BaseModel, field_validator\n"
+        "class Count(BaseModel):\n"
+        "    n: int\n"
+        "    @field_validator('n')\n"
+        "    @classmethod\n"
+        "    def even(cls, n):\n"
+        "        if n % 2:\n"
+        "            raise ValueError('n must be even')\n"
+        "        return n\n"
+    )
+    train = tuple(Example(id=str(n), input=f"{n}", expected={"n": n}) for n in (2, 4))
+    task = Task.model_validate(
+        {"kind": "extraction", "data": {"train": "t"}, "json_schema": f"{tmp_path / 'shapes.py'}:Count"}
+    ).settled(Splits(train, (), ()))
+    program = pickle.loads(pickle.dumps(Program(task, {})))
+    model = Model(_replies('{"n": 3}', '{"n": 8}'))
+    execution = await program.run(ASKED, Genome(genes={"rubric": "N?", "constrain": True}), model)
+    assert (execution.parsed, execution.repairs) == ({"n": 8}, 1)
+    assert "n: Value error, n must be even" in shown(model.asked[1])[-1]
+    assert model.asked[0].json_schema["properties"]["n"]["type"] == "integer"
+    with pytest.raises(ConfigError, match="train example 'odd' expects what it forbids: n: Value error, n must be"):
+        task.settled(Splits((Example(id="odd", input="3", expected={"n": 3}),), (), ()))
+
+
+async def test_majority_of_samples() -> None:
+    execution, asked = await ran(
+        answer=lambda request: "rate_book" if request.replicate in (0, 2000) else "PlayMusic",
+        use_consensus=5,
+        temperature=1.0,
+    )
+    assert execution.output == "PlayMusic"
+    assert [request.replicate for request in asked] == [0, 1000, 2000, 3000, 4000]
+    assert len({request.seed for request in asked}) == 5
+    assert execution.usage.calls == 5
+    assert execution.usage.usd == 2.5
+    assert execution.usage.seconds == 0.25  # side by side
+
+
+async def test_several_models_vote_and_ties_go_to_the_first() -> None:
+    execution, asked = await ran(
+        answer=lambda request: "rate_book" if request.model == "a" else "PlayMusic", use_consensus=["a", "b", "a", "b"]
+    )
+    assert execution.output == "rate_book"
+    assert [(request.model, request.replicate) for request in asked] == [("a", 0), ("b", 0), ("a", 1000), ("b", 1000)]
+
+
+async def test_votes_that_fail_or_do_not_parse_do_not_count() -> None:
+    def answer(request: Request) -> str:
+        if request.model == "broken":
+            raise Overloaded("busy")
+        return "hm" if request.model == "vague" else "PlayMusic"
+
+    execution, _ = await ran(answer=answer, use_consensus=["broken", "vague", "vague", "good"])
+    assert (execution.output, execution.error) == ("PlayMusic", None)
+    assert execution.usage.calls == 3
+    execution, _ = await ran(answer=answer, use_consensus=["broken", "broken"])
+    assert execution.error == "model: Overloaded: busy"
+
+
+async def test_a_judge_decides_where_the_votes_differ() -> None:
+    settings = Task.model_validate(
+        {"kind": "text", "data": {"train": "t"}, "consensus": {"decide": "judge", "model": "big"}}
+    )
+
+    def answer(request: Request) -> str:
+        return "I take 2." if request.model == "big" else f"text {request.replicate // 2000}"
+
+    execution, asked = await ran(settings, answer, use_consensus=3)
+    assert execution.output == "text 1"
+    assert execution.usage.calls == 4
+    assert execution.usage.seconds == 0.5
+    assert execution.trace[-1].purpose == "vote"
+    assert "Answer 1:\ntext 0\n\nAnswer 2:\ntext 1" in shown(asked[-1])[0]
+    execution, asked = await ran(settings, lambda request: "same", use_consensus=3)
+    assert (execution.output, len(asked)) == ("same", 3)
+    execution, _ = await ran(
+        settings,
+        lambda request: "both" if request.model == "big" else f"text {request.replicate // 2000}",
+        use_consensus=3,
+    )
+    assert execution.output == "text 0"  # two of three
+
+
+async def test_passages_come_into_the_prompt() -> None:
+    index = Index(
+        Retrieval(documents="x"),
+        [
+            Passage(id="songs", title="Songs", text="The secret song is number nine."),
+            Passage(id="cats", text="Cats sleep."),
+            Passage(id="play", text="Press play."),
+        ],
+    )
+    model = Model()
+    program = pickle.loads(pickle.dumps(Program(WRITE, TRAIN, index)))
+    execution = await program.run(ASKED, Genome(genes={"rubric": "Answer.", "retriever_topk": 2}), model)
+    assert [passage.id for passage in execution.passages] == ["songs", "play"]
+    assert shown(model.asked[0]) == [
+        "system: Answer.",
+        "user: Context:\n[1] Songs\nThe secret song is number nine.\n[2] Press play.\n\nplay the secret song",
+    ]
+    await program.run(ASKED, Genome(genes={"rubric": "Use <{context}>.", "retriever_topk": 1}), model)
+    assert shown(model.asked[1]) == [
+        "user: Use <Context:\n[1] Songs\nThe secret song is number nine.>.\n\nInput: play the secret song"
+    ]
+    execution = await program.run(ASKED, Genome(genes={"rubric": "Answer.", "retriever_topk": 0}), model)
+    assert shown(model.asked[2]) == ["system: Answer.", "user: play the secret song"]
+    assert execution.passages == ()
+
+
+async def test_what_breaks_in_retrieval_is_the_examples_failure() -> None:
+    index = Index(Retrieval(documents="x", query="question"), [Passage(id="a", text="b")])
+    execution = await Program(WRITE, TRAIN, index).run(ASKED, Genome(genes={"retriever_topk": 1}), Model())
+    assert execution.error is not None
+    assert execution.error.startswith("retrieval: ValueError: the input is no object with a field 'question'")
+    with pytest.raises(ConfigError, match="there is nothing to retrieve from"):
+        await ran(retriever_topk=1)
+
+
+def test_most_calls_of_an_example() -> None:
+    program = Program(EXTRACT, TRAIN)
+    assert program.calls_per_item({}) == 2
+    assert program.calls_per_item({"cot": (True,), "constrain": (True, False)}) == 3
+    assert program.calls_per_item({"use_consensus": (1, 3)}) == 6
+    assert program.calls_per_item({"use_consensus": (("a", "b"),), "cot": (True,), "constrain": (True,)}) == 6
+    judged = Task.model_validate({"kind": "text", "data": {"train": "t"}, "consensus": {"decide": "judge"}})
+    assert Program(judged, TRAIN).calls_per_item({"use_consensus": (3,)}) == 4

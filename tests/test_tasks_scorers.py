@@ -17,9 +17,8 @@ from evocluster.tasks.scorers import (
     Numeric,
     Regex,
     Similarity,
-    last_number,
 )
-from evocluster.tasks.words import normalise
+from evocluster.tasks.words import last_number, normalise
 
 SLOTS = {"venue": "pizzeria", "party": "2", "time": None, "city": "Sale Creek"}
 

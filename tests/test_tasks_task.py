@@ -134,3 +134,10 @@ def test_remote_references_are_not_fetched() -> None:
     schema = Schema({"$ref": "http://127.0.0.1:9/x.json"})
     with pytest.raises(ConfigError, match=r"cannot resolve 'http://127\.0\.0\.1:9/x\.json'"):
         schema.problem({})
+
+
+def test_safety_patterns_of_earlier_configs_load() -> None:
+    task = Task.model_validate(
+        {"kind": "text", "data": {"train": "t"}, "safety": [{"flag": "at", "pattern": "@"}, {"kind": "pii"}]}
+    )
+    assert [check.kind for check in task.safety] == ["pattern", "pii"]

@@ -1,7 +1,8 @@
 """The `evocluster` command.
 
 Exit codes: 0 done, 1 unexpected, 2 config or data wrong (nothing spent), 3 the run folder exists, 4 a run folder is
-damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not be used, 130 interrupted (saved).
+damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not be used, 8 a figure is below what was
+asked for, 130 interrupted (saved).
 """
 
 from __future__ import annotations
@@ -13,7 +14,22 @@ import traceback
 
 import typer
 
-from evocluster.cli import models, resume, run, screen, show
+from evocluster.cli import (
+    check,
+    compare,
+    export,
+    init,
+    judge,
+    models,
+    report,
+    resume,
+    run,
+    schema,
+    screen,
+    show,
+    track,
+    watch,
+)
 from evocluster.errors import EvoclusterError
 
 app = typer.Typer(
@@ -23,16 +39,26 @@ app = typer.Typer(
         "Example: evocluster run configs/quickstart.yaml; evocluster show runs/quickstart. "
         "Exit codes: 0 done, 1 unexpected, "
         "2 config or data, 3 run folder exists, 4 run folder damaged, 5 budget spent before a front, 6 disk, 7 model, "
+        "8 below what was asked, "
         "130 interrupted (everything finished is saved)."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init.init)
+app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
 app.command("show")(show.show)
+app.command("report")(report.report)
+app.command("watch")(watch.watch)
+app.command("compare")(compare.compare)
+app.command("export")(export.export)
+app.command("track")(track.track)
+app.add_typer(judge.app, name="judge")
 app.add_typer(models.app, name="models")
+app.command("schema")(schema.schema)
 
 
 def _version(wanted: bool) -> None:

@@ -16,7 +16,8 @@ from rich.table import Table
 from evocluster.cli import screen
 from evocluster.cli.screen import plain
 from evocluster.errors import Interrupted
-from evocluster.report.result import Result, heading, number
+from evocluster.report.figures import heading, number
+from evocluster.report.found import Found
 
 PLAIN_EVERY_S = 5.0
 ROWS = 8
@@ -175,7 +176,7 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def leave(result: Result) -> None:
+def leave(result: Found) -> None:
     """Raises: SystemExit 130 when the run was interrupted."""
     if result.status == "interrupted":
         raise SystemExit(130)

@@ -14,7 +14,9 @@ from rich.table import Table
 
 from evocluster.cli import screen
 from evocluster.cli.screen import plain
-from evocluster.report.result import Result, Row, front_rows, heading
+from evocluster.report.figures import heading
+from evocluster.report.found import Found
+from evocluster.report.front import Row, front_rows, task_names, task_rows
 
 STYLES = {"*": "bold green", "start*": "bold green", "start": "dim"}
 
@@ -28,10 +30,10 @@ def show(
 
     Example: evocluster show runs/quickstart --full
     """
-    print_result(Result(folder), as_json, full)
+    print_result(Found(folder), as_json, full)
 
 
-def print_result(result: Result, as_json: bool, full: bool = False) -> None:
+def print_result(result: Found, as_json: bool, full: bool = False) -> None:
     """Print a result for people or for programs; rubrics and outputs are plain text, never markup."""
     if as_json:
         # All ASCII, so that no text in it can reach a terminal or a narrow encoding as anything but JSON.
@@ -52,7 +54,7 @@ def print_result(result: Result, as_json: bool, full: bool = False) -> None:
     _print_run(console, result, bool(rows))
 
 
-def _print_front(console: Console, result: Result, rows: Sequence[Row]) -> None:
+def _print_front(console: Console, result: Found, rows: Sequence[Row]) -> None:
     splits = list(dict.fromkeys(row.split for row in rows))
     if len(splits) == 1:
         count = (result.run.get("examples") or {}).get(splits[0])
@@ -65,6 +67,9 @@ def _print_front(console: Console, result: Result, rows: Sequence[Row]) -> None:
     fits = console.measure(beside).maximum <= console.width
     console.print(beside if fits else _table(result, rows, len(splits) > 1, "\n"))
     console.print()
+    if task_names(result):
+        console.print(_tasks(result))
+        console.print()
     console.print(plain(_legend(result)))
     console.print()
     grid = Table.grid(padding=(0, 2))
@@ -77,7 +82,7 @@ def _print_front(console: Console, result: Result, rows: Sequence[Row]) -> None:
     console.print()
 
 
-def _table(result: Result, rows: Sequence[Row], with_split: bool, between: str) -> Table:
+def _table(result: Found, rows: Sequence[Row], with_split: bool, between: str) -> Table:
     """The numbers; `between` stands between a value and its interval: a space, or a new line where it is narrow."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
@@ -95,7 +100,20 @@ def _table(result: Result, rows: Sequence[Row], with_split: bool, between: str) 
     return table
 
 
-def _legend(result: Result) -> str:
+def _tasks(result: Found) -> Table:
+    """The first objective, task by task."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(plain(f"{heading(result.objectives[0])} by task"), no_wrap=True)
+    table.add_column("genome", no_wrap=True)
+    for name in task_names(result):
+        table.add_column(plain(name), overflow="fold")
+    for mark, genome, cells in task_rows(result):
+        style = STYLES.get(mark, "")
+        table.add_row(*(plain(text, style) for text in (mark, genome, *cells)))
+    return table
+
+
+def _legend(result: Found) -> str:
     parts = []
     if result.start:
         on = any(member["genome"] == result.start["genome"] for member in result.members)
@@ -108,7 +126,7 @@ def _legend(result: Result) -> str:
     return " ".join(parts)
 
 
-def _print_run(console: Console, result: Result, front: bool) -> None:
+def _print_run(console: Console, result: Found, front: bool) -> None:
     run = result.run
     spent = f"{run.get('evaluations', 0)} evaluations, {run.get('calls', 0)} calls "
     spent += f"({run.get('cached', 0)} from the cache), ${run.get('paid_usd', 0.0):.4f} spent "

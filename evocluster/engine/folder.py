@@ -4,6 +4,7 @@
     run.json           status, seed, versions, spend, calls, cache hits, stop reason, hypervolume
     genomes.jsonl      one line a genome: id, generation, parents, operator, genes
     trials/*.parquet   one row an evaluation (and one for what an operator itself spent)
+    examples.jsonl     one line an example: split, id, input, expected, meta
     front.json         the front with intervals
     .lock              held by the one writer
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evocluster.errors import RunDamaged, RunExists
-from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
+from evocluster.records import Evaluation, Example, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
 from evocluster.store.files import append_line, lock, read_json, unwritable, write_atomic
 from evocluster.store.table import Table
 
@@ -54,10 +55,25 @@ COLUMNS: Mapping[str, str] = {
     "repairs": "int64",
     "flags": "list<string>",
     "error": "string",
+    "judge_calls": "int64",
+    "judge_cached": "int64",
+    "judge_prompt_tokens": "int64",
+    "judge_completion_tokens": "int64",
+    "judge_usd": "float64",
+    "judge_paid_usd": "float64",
+    "judge_seconds": "float64",
+    "trace": "string",
+    "spend": "string",
 }
 """Columns of trials/*.parquet. `kind` is 'evaluation', or 'operator' for what making the genome itself cost or why it
 failed. `scores` is JSON {scorer: {"value", "reason"}}; cost_usd is at list price, paid_usd leaves cached calls out;
-`seconds` is the latency again, to the last bit, for replay."""
+`seconds` is the latency again, to the last bit, for replay. judge_*: what scoring took. `trace` is a JSON list of
+{purpose, prompt, reply}, null where steps are not recorded. `spend`, on the first row of a trial, is a JSON list of
+what the whole trial took by model and purpose. New columns come last: folders of earlier versions lack them."""
+
+
+CHANGELESS = ("data", "code", "rubrics", "documents")
+"""What run.json knows the digests of, and a resume must find as it was."""
 
 
 @dataclass
@@ -102,6 +118,40 @@ def _usage(row: Mapping[str, Any]) -> Usage:
     )
 
 
+def _judging_row(usage: Usage) -> dict[str, Any]:
+    return {
+        "judge_calls": usage.calls,
+        "judge_cached": usage.cached,
+        "judge_prompt_tokens": usage.prompt_tokens,
+        "judge_completion_tokens": usage.completion_tokens,
+        "judge_usd": usage.usd,
+        "judge_paid_usd": usage.paid_usd,
+        "judge_seconds": usage.seconds,
+    }
+
+
+def _judging(row: Mapping[str, Any]) -> Usage:
+    if not row.get("judge_calls"):
+        return Usage()
+    return Usage(
+        calls=row["judge_calls"],
+        cached=row["judge_cached"],
+        prompt_tokens=row["judge_prompt_tokens"],
+        completion_tokens=row["judge_completion_tokens"],
+        usd=row["judge_usd"],
+        paid_usd=row["judge_paid_usd"],
+        seconds=row["judge_seconds"],
+    )
+
+
+def _spend(trial: Trial) -> str | None:
+    """What a trial took by model and purpose, as JSON; None where nothing was called."""
+    lines = [
+        {"model": one.model, "purpose": one.purpose, **one.usage.model_dump(exclude={"seconds"})} for one in trial.spend
+    ]
+    return json.dumps(lines) if lines else None
+
+
 def rows(trial: Trial) -> list[dict[str, Any]]:
     """The rows of one trial: the operator's (when it spent or failed), then one an evaluation."""
     proposal = trial.proposal
@@ -135,11 +185,14 @@ def rows(trial: Trial) -> list[dict[str, Any]]:
                     {name: {"value": score.value, "reason": score.reason} for name, score in evaluation.scores.items()}
                 ),
                 **_usage_row(evaluation.usage),
+                **_judging_row(evaluation.judging),
+                "trace": canonical(evaluation.trace) if evaluation.trace else None,
                 "repairs": evaluation.repairs,
                 "flags": list(evaluation.flags),
                 "error": evaluation.error,
             }
         )
+    made[0]["spend"] = _spend(trial)
     return made
 
 
@@ -155,6 +208,8 @@ def _evaluation(row: Mapping[str, Any]) -> Evaluation:
         repairs=row["repairs"],
         flags=tuple(row["flags"] or ()),
         error=row["error"],
+        judging=_judging(row),
+        trace=json.loads(row["trace"]) if row.get("trace") else (),
     )
 
 
@@ -235,6 +290,30 @@ class Folder:
             append_line(self.path / "genomes.jsonl", json.dumps(line, sort_keys=True))
             self._written.add(trial.genome.id)
         self._table.append(rows(trial))
+
+    def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """Write what is evaluated, once, so that the folder can be read by itself. Raises: errors.StoreError."""
+        path = self.path / "examples.jsonl"
+        if not path.exists():
+            lines = [
+                json.dumps({"split": split, **example.model_dump(mode="json")}, ensure_ascii=False)
+                for split, examples in splits.items()
+                for example in examples
+            ]
+            write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+    def unchanged(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """run.json as it is. Raises: errors.RunDamaged when what scores depend on is not what the run began with."""
+        earlier: dict[str, Any] = self.read("run.json")
+        for kind in CHANGELESS:
+            was, now = earlier.get(kind) or {}, facts.get(kind) or {}
+            changed = sorted(name for name in was if name in now and was[name] != now[name])
+            if changed:
+                raise RunDamaged(
+                    f"{str(self.path)!r}: {kind} {changed[0]!r} changed since the run began, so its scores would no "
+                    "longer compare; put it back, or start a new run (`warm_start:` begins it with this one's front)"
+                )
+        return earlier
 
     def replay(self) -> Iterator[Stored]:
         """Every kept trial, in the order they were kept; streaming."""

@@ -36,6 +36,15 @@ def _member(member: Member) -> dict[str, Any]:
             for name in member.test
             if name in member.validation
         },
+        **({"tasks": _tasks(member)} if member.tasks else {}),
+    }
+
+
+def _tasks(member: Member) -> dict[str, Any]:
+    """Task -> split -> the intervals of its examples alone."""
+    return {
+        name: {split: _intervals(measured) for split, measured in splits.items()}
+        for name, splits in member.tasks.items()
     }
 
 

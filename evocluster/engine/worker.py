@@ -14,7 +14,7 @@ import numpy as np
 
 from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
-from evocluster.records import Evaluation, Genome, Item, Proposal, Trial, Usage
+from evocluster.records import Evaluation, Genome, Item, Proposal, Spend, Trial, Usage
 from evocluster.search.operators import Operator
 from evocluster.search.space import Space
 
@@ -44,6 +44,26 @@ class Meter:
         reply = await self._llm(request)
         self.usage = self.usage + usage(reply)
         return reply
+
+
+class Accounts:
+    """An LLM that adds up what passes through it by model and purpose."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._sums: dict[tuple[str, str], Usage] = {}
+
+    async def __call__(self, request: Request) -> Reply:
+        reply = await self._llm(request)
+        key = (request.model, request.purpose)
+        self._sums[key] = self._sums.get(key, Usage()) + usage(reply)
+        return reply
+
+    def lines(self) -> tuple[Spend, ...]:
+        """What each model was asked for, sorted."""
+        return tuple(
+            Spend(model=model, purpose=purpose, usage=used) for (model, purpose), used in sorted(self._sums.items())
+        )
 
 
 class Worker:
@@ -88,16 +108,24 @@ class Worker:
         """
         if self._llm is None:
             raise RuntimeError("open() comes before run()")
-        meter = Meter(self._llm)
+        accounts = Accounts(self._llm)
+        meter = Meter(accounts)
         try:
             genome = await self._make(proposal, meter)
         except FATAL:
             raise
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
-            return Trial(proposal=proposal, usage=meter.usage, error=f"{kind}: {type(failure).__name__}: {failure}")
-        evaluations = await self._evaluate(proposal.items, genome, self._llm, freed)
-        return Trial(proposal=proposal, genome=genome, evaluations=tuple(evaluations), usage=meter.usage)
+            error = f"{kind}: {type(failure).__name__}: {failure}"
+            return Trial(proposal=proposal, usage=meter.usage, error=error, spend=accounts.lines())
+        evaluations = await self._evaluate(proposal.items, genome, accounts, freed)
+        return Trial(
+            proposal=proposal,
+            genome=genome,
+            evaluations=tuple(evaluations),
+            usage=meter.usage,
+            spend=accounts.lines(),
+        )
 
     async def _make(self, proposal: Proposal, llm: LLM) -> Genome:
         if proposal.operator == "evaluate":

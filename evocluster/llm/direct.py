@@ -38,6 +38,7 @@ class Direct(Paced):
     key_env: str | None = None
     """Name of the environment variable that holds the key; None: no key is sent, whatever is in there."""
     price: Price | None = None
+    """What tokens cost you; needed before the first call, zeros where it is free."""
     completion: bool = False
     """The endpoint has /completions (plain text without a chat template)."""
     choices: wire.Choices = "none"
@@ -45,6 +46,7 @@ class Direct(Paced):
     json_schema: bool = False
     """The endpoint takes response_format json_schema."""
     send_seed: bool = True
+    """Send a sampling seed with every request; false for endpoints that refuse the field."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the limit (OpenAI's reasoning models: max_completion_tokens)."""
     headers: FrozenMap = FrozenDict()
@@ -107,7 +109,7 @@ class Direct(Paced):
         """Raises: errors.ModelError."""
         wire.admit(request, self.abilities, self.model)
         chat = request.prompt is None
-        body = json.dumps(self._body(request)).encode()
+        body = json.dumps(self.body(request)).encode()
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -133,7 +135,8 @@ class Direct(Paced):
             finish_reason=answer.finish_reason,
         )
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is posted for a request, as JSON data. Raises: errors.Refused."""
         body: dict[str, Any] = {"model": self.model, "temperature": request.temperature}
         if request.prompt is None:
             body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]

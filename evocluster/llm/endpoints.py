@@ -28,16 +28,25 @@ class Endpoint(Paced):
 
     kind: Literal["auto"] = "auto"
     model: Annotated[str, Field(min_length=1)]
+    """Provider and name as litellm writes them, 'openai/gpt-5-mini'; with a `base_url` the endpoint's own name."""
     base_url: Url | None = None
+    """Of an OpenAI-compatible endpoint, up to and including the version, e.g. http://127.0.0.1:8000/v1."""
     api_base: Url | None = None
     """litellm's name for another host of the provider (azure, for one)."""
     key_env: str | None = None
+    """Name of the environment variable that holds the key."""
     no_key: bool = False
+    """The endpoint wants no key: none is sent, or a dummy where litellm insists on one."""
     price: Price | None = None
+    """What tokens cost you; None: the list price, where one applies."""
     completion: bool = False
+    """The endpoint has /completions (plain text without a chat template)."""
     choices: wire.Choices = "none"
+    """How the endpoint limits output to given strings."""
     json_schema: bool = False
+    """The endpoint takes response_format json_schema."""
     extra: FrozenMap = FrozenDict()
+    """More body fields, laid over ours; null takes a field out."""
 
     @model_validator(mode="after")
     def _stands(self) -> Self:

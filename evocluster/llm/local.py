@@ -92,6 +92,11 @@ class Local(Paced):
         return f"local:{self.name}:{weights.known(self.name).sha256[:16]}:xllamacpp-{runtime}"
 
     @property
+    def lanes(self) -> int:
+        """How many calls its servers on one node carry out side by side."""
+        return self._count() * self.slots
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Of the server processes that this object started and that run."""
         return self._pool.pids if self._pool is not None else ()
@@ -133,23 +138,11 @@ class Local(Paced):
     async def open(self) -> None:
         """Connect to the attached servers, or start some. Raises: as `start`."""
         await self.close()
-        price = required(self.price, self.name)
+        required(self.price, self.name)
         if not self._urls:
             await self.start()
             self._owns = True
-        self._clients = tuple(
-            Direct(
-                base_url=url,
-                model=self.name,
-                price=price,
-                completion=True,
-                choices="grammar",
-                json_schema=True,
-                timeout_s=self.timeout_s,
-                extra={"cache_prompt": True},
-            )
-            for url in self._urls
-        )
+        self._clients = tuple(self.spoken(url) for url in self._urls)
         for client in self._clients:
             await client.open()
         self._lanes = Lanes(len(self._clients), self.slots)
@@ -183,6 +176,19 @@ class Local(Paced):
             raise
         finally:
             lanes.give(lane, answered)
+
+    def spoken(self, url: str) -> Direct:
+        """The client of one such server."""
+        return Direct(
+            base_url=url,
+            model=self.name,
+            price=self.price,
+            completion=True,
+            choices="grammar",
+            json_schema=True,
+            timeout_s=self.timeout_s,
+            extra={"cache_prompt": True},
+        )
 
     def _count(self) -> int:
         # A container may be lent fewer cores than the machine has; macOS cannot tell.

@@ -20,7 +20,9 @@ class Price(Part):
     """US dollars for a million tokens."""
 
     prompt_usd_per_mtok: Usd
+    """US dollars for a million tokens that are sent."""
     completion_usd_per_mtok: Usd
+    """US dollars for a million tokens that come back."""
     cached_prompt_usd_per_mtok: Usd | None = None
     """Of prompt tokens that the provider had cached; None: the same as any prompt token."""
 

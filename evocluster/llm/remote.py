@@ -102,6 +102,11 @@ class Remote(Paced):
         return self
 
     @property
+    def compatible(self) -> bool:
+        """Its endpoint is OpenAI itself, or one that speaks like it."""
+        return self._provider in COMPATIBLE and (self.api_base is not None or self._provider != "hosted_vllm")
+
+    @property
     def _provider(self) -> str:
         return self.model.split("/", 1)[0]
 
@@ -190,6 +195,30 @@ class Remote(Paced):
             finish_reason=finish,
         )
 
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """What of litellm's arguments a request decides: no key, nothing of this client."""
+        chat = request.prompt is None
+        found: dict[str, Any] = {
+            "model": self._route(chat),
+            "temperature": request.temperature,
+            "max_tokens": request.max_tokens + (wire.WRAPPER_TOKENS if request.choices else 0),
+            **wire.constraint(request, self.choices),
+        }
+        if chat:
+            found["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+        else:
+            found["prompt"] = request.prompt
+        if request.stop:
+            found["stop"] = list(request.stop)
+        if self._seeded:
+            found["seed"] = wire.sample_seed(request)
+        if self.api_base:
+            found["api_base"] = self.api_base
+        if self.extra:
+            found |= self.extra
+            found = {name: value for name, value in found.items() if value is not None}
+        return found
+
     def _route(self, chat: bool) -> str:
         """The name given to litellm; its hosted_vllm route leaves out the OpenAI SDK at half the CPU."""
         if self._provider not in COMPATIBLE or not (self.api_base or not chat):
@@ -197,33 +226,19 @@ class Remote(Paced):
         return ("hosted_vllm/" if chat else "text-completion-openai/") + self.model.split("/", 1)[1]
 
     def _arguments(self, request: Request) -> dict[str, Any]:
-        chat = request.prompt is None
-        arguments: dict[str, Any] = {
-            "model": self._route(chat),
-            "temperature": request.temperature,
-            "max_tokens": request.max_tokens + (wire.WRAPPER_TOKENS if request.choices else 0),
+        arguments = {
+            **self.parameters(request),
             "timeout": self.timeout_s,
             "max_retries": 0,
             "num_retries": 0,
             "drop_params": False,
-            **wire.constraint(request, self.choices),
         }
-        if chat:
-            arguments["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+        if request.prompt is None:
             arguments["shared_session"] = self._session
         else:
-            arguments |= {"prompt": request.prompt, "client": self._sdk}
-        if request.stop:
-            arguments["stop"] = list(request.stop)
-        if self._seeded:
-            arguments["seed"] = wire.sample_seed(request)
+            arguments["client"] = self._sdk
         if self._key is not None:
             arguments["api_key"] = self._key
-        if self.api_base:
-            arguments["api_base"] = self.api_base
-        if self.extra:
-            arguments |= self.extra
-            arguments = {name: value for name, value in arguments.items() if value is not None}
         return arguments
 
     def _said(self, response: Any, chat: bool) -> tuple[str, str]:

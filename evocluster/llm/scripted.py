@@ -24,14 +24,19 @@ from evocluster.llm.prices import Price
 from evocluster.parts import Part
 from evocluster.records import canonical, digest
 
+_GROUP = re.compile(r"\\g<(\w+)>")
+"""Where a rule's text says what a group of its pattern found."""
+
 
 class Rule(Part):
     """If the last user text (or the prompt) matches `contains` or `pattern`, the answer is `text`."""
 
     contains: str | None = None
+    """A text that is in it."""
     pattern: str | None = None
     """A regular expression, searched anywhere."""
     text: str
+    """The answer; `\\g<name>` in it is what the pattern's group of that name found."""
 
     @field_validator("pattern")
     @classmethod
@@ -47,13 +52,21 @@ class Rule(Part):
     def _one(self) -> Self:
         if (self.contains is None) == (self.pattern is None):
             raise ValueError("a rule has either `contains` or `pattern`: write exactly one of them")
+        groups = list(re.compile(self.pattern).groupindex) if self.pattern is not None else []
+        for name in _GROUP.findall(self.text):
+            if name not in groups:
+                raise ValueError(
+                    f"text speaks of group {name!r}; groups of the pattern: {', '.join(groups) or 'none'}; "
+                    f"write (?P<{name}>...) into `pattern`"
+                )
         return self
 
-    def matches(self, asked: str) -> bool:
-        """Whether this rule answers that text."""
+    def answer(self, asked: str) -> str | None:
+        """What this rule answers to that text, or None."""
         if self.contains is not None:
-            return self.contains in asked
-        return re.search(self.pattern or "", asked) is not None
+            return self.text if self.contains in asked else None
+        found = re.search(self.pattern or "", asked)
+        return _GROUP.sub(lambda group: found[group[1]] or "", self.text) if found else None
 
 
 class Scripted(Paced):
@@ -61,7 +74,9 @@ class Scripted(Paced):
 
     kind: Literal["scripted"] = "scripted"
     rules: tuple[Rule, ...] = ()
+    """The first that matches what was asked last answers."""
     default: str = "ok"
+    """The answer where no rule matches."""
     latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """Median of the simulated latency, seconds."""
     sigma: Annotated[float, Field(ge=0, le=3)] = 0.4
@@ -149,7 +164,8 @@ class Scripted(Paced):
             text = self._answer(request)
         else:
             asked = last_text(request)
-            text = next((rule.text for rule in self.rules if rule.matches(asked)), self.default)
+            answers = (rule.answer(asked) for rule in self.rules)
+            text = next((answer for answer in answers if answer is not None), self.default)
         if request.choices:
             return text if text in request.choices else request.choices[_pick(key, "choice", len(request.choices))]
         if request.json_schema is not None and not _is_json(text):

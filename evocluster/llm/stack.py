@@ -98,6 +98,11 @@ class Stack:
         """What each model can do."""
         return {name: model.abilities for name, model in self.models.items()}
 
+    def at_once(self, name: str) -> int:
+        """How many calls of a model can be under way, on this machine where it runs here; 0: no limit is known."""
+        model = self.models[name]
+        return model.lanes if isinstance(model, Local) else model.max_concurrency
+
     def hosted(self) -> dict[str, Hosted]:
         """The models that run on a node."""
         return {name: model for name, model in self.models.items() if isinstance(model, Hosted)}

@@ -32,6 +32,7 @@ class Budget(Part):
     target: float | None = None
     """End when a member that was tried on two blocks or more reaches this."""
     target_objective: str = "quality"
+    """Name of the objective that `target` speaks of."""
     stall: int | None = Field(default=None, ge=1)
     """End after this many generations without progress of the hypervolume."""
 

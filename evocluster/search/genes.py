@@ -21,6 +21,7 @@ from evocluster.records import FrozenJson, Json, canonical
 
 STEP = 0.15
 """Standard deviation of a numeric move, as a share of the range's width (of its logarithm where `log`)."""
+MOST_VOTES = 16
 STYLES = ("chat", "inline", "completion")
 """Where demos stand: as chat turns, inside one user message, or as plain completion text."""
 
@@ -311,6 +312,18 @@ def _style(value: Json) -> Json:
     return value
 
 
+def _votes(value: Json) -> Json:
+    """false: one answer; true: three samples; a number of samples; or the models that vote."""
+    if isinstance(value, bool):
+        return 3 if value else 1
+    if is_number(value) and value == int(value) and 1 <= value <= MOST_VOTES:
+        return int(value)
+    names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    if names and 2 <= len(value) <= MOST_VOTES:
+        return tuple(value)
+    raise ValueError(f"got {value!r}; allowed: a number of samples from 1 to {MOST_VOTES}, or a list of model names")
+
+
 CHECKS: Mapping[str, Callable[[Json], Json]] = {
     "rubric": _text,
     "cot": _bool,
@@ -321,7 +334,7 @@ CHECKS: Mapping[str, Callable[[Json], Json]] = {
     "constrain": _bool,
     "label_names": _text,
     "retriever_topk": _int_from(0),
-    "use_consensus": lambda value: value,
+    "use_consensus": _votes,
 }
 """Known genes -> what one value of them must be; returns it in its one type.
 

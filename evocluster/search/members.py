@@ -29,6 +29,8 @@ class Member(Record):
     """Objective name -> value and 95 % interval; empty where it was not evaluated on the split."""
     validation: Mapping[str, Interval] = Field(default_factory=dict)
     test: Mapping[str, Interval] = Field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Mapping[str, Interval]]] = Field(default_factory=dict)
+    """With several tasks: task -> split -> the same of its examples alone."""
 
 
 def measures(objectives: Sequence[Objective], rule: Rule, target: str) -> tuple[Objective, ...]:
@@ -53,6 +55,11 @@ def describe(one: Individual, named: Sequence[Objective], seed: int, choice: tup
             return {}
         return {o.name: tally.interval(o, np.random.default_rng([seed, 1, 1])) for o in named}
 
+    names = dict.fromkeys(name for tally in one.tallies.values() for name in tally.tasks)
+    parts = {
+        name: {split: found for split, tally in one.tallies.items() if (found := intervals(tally.part(name)))}
+        for name in names
+    }
     chosen = one.genome.id == choice[0]
     return Member(
         genome=one.genome,
@@ -64,6 +71,7 @@ def describe(one: Individual, named: Sequence[Objective], seed: int, choice: tup
         train=intervals(one.tallies.get("train")),
         validation=intervals(one.tallies.get("validation")),
         test=intervals(one.tallies.get("test")),
+        tasks=parts,
     )
 
 

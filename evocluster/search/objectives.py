@@ -9,7 +9,7 @@ count the robustness twins too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evocluster.parts import Part
 from evocluster.records import Evaluation, Json, Record
+from evocluster.search.across import Tasks
 from evocluster.search.space import nearest
 
 Floats = NDArray[np.float64]
@@ -61,6 +62,22 @@ class Objective(Part):
             full.setdefault("name", source)
             full.setdefault("direction", "min" if source in DOWN else "max")
         return full
+
+    @classmethod
+    def in_editors(cls, made: dict[str, Any]) -> dict[str, Any]:
+        """The JSON schema with the short forms too: a source, or {source: aggregate}."""
+        whole = {name: made.pop(name) for name in ("type", "properties", "additionalProperties")}
+        aggregates = whole["properties"]["aggregate"]["enum"]
+        sources = "|".join((*BUILT_IN, *SHORT, r"scores\..+"))
+        short = {"patternProperties": {f"^({sources})$": {"enum": aggregates}}, "minProperties": 1, "maxProperties": 1}
+        made.pop("required")
+        made["anyOf"] = [
+            {"enum": [*BUILT_IN, *SHORT]},
+            {"type": "string", "pattern": r"^scores\..+"},
+            {**whole, "minProperties": 1},
+            {"type": "object", **short, "additionalProperties": False},
+        ]
+        return made
 
     @field_validator("source")
     @classmethod
@@ -109,8 +126,11 @@ class Composite(Part):
     accuracy: float = Field(default=0.85, ge=0, le=1)
     """Threshold of the quality."""
     per_ms: float = Field(default=0.001, ge=0)
+    """Taken off for each millisecond of one evaluation."""
     per_token: float = Field(default=0.0005, ge=0)
+    """Taken off for each token of one evaluation."""
     per_repair: float = Field(default=0.2, ge=0)
+    """Taken off for each time an answer had to be asked for again."""
     usd_weight: float = Field(default=1.0, ge=0)
     """Taken off for each US dollar of one evaluation."""
 
@@ -165,8 +185,17 @@ def _rows(evaluations: Sequence[Evaluation], index: dict[str, int]) -> tuple[Flo
 class Tally:
     """All evaluations of one genome on one split, as numbers only. Adding the same item twice counts once."""
 
-    def __init__(self, composite: Composite, scorers: Sequence[str] = (), index: dict[str, int] | None = None) -> None:
-        """`scorers`: whose values to keep; `index`: example id -> number, shared within a split."""
+    def __init__(
+        self,
+        composite: Composite,
+        scorers: Sequence[str] = (),
+        index: dict[str, int] | None = None,
+        tasks: Tasks | None = None,
+    ) -> None:
+        """`scorers`: whose values to keep; `index`: example id -> number, shared within a split; `tasks`: where there
+        are several.
+        """
+        self._tasks = tasks
         self._composite = composite
         self._scorers = tuple(scorers)
         self._index: dict[str, int] = {} if index is None else index
@@ -191,6 +220,19 @@ class Tally:
         self._rows = np.concatenate([self._rows, wide[new]])
         return int(new.sum())
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks where there are several."""
+        return self._tasks.names if self._tasks is not None else ()
+
+    def part(self, task: str) -> Tally:
+        """What belongs to one of several tasks."""
+        part = Tally(self._composite, self._scorers, self._index)
+        if self._tasks is not None and task in self._tasks.names:
+            own = self._tasks.of[self._rows[:, EXAMPLE].astype(np.int64)] == self._tasks.names.index(task)
+            part._keys, part._rows = self._keys[own], self._rows[own]
+        return part
+
     def by_example(self, count: int) -> Floats:
         """Mean quality on each of the first `count` examples as given; NaN where there is none."""
         given = self._rows[self._rows[:, TWIN] == 0]
@@ -212,51 +254,67 @@ class Tally:
             kept = rows[rows[:, MEASURED] > 0]
             return kept[:, column], kept[:, EXAMPLE]
         kept = rows[rows[:, TWIN] == 0]
-        column = QUALITY if objective.scorer is None else COLUMNS + self._scorers.index(objective.scorer)
+        if objective.scorer is None:
+            return kept[:, QUALITY], kept[:, EXAMPLE]
+        column = COLUMNS + self._scorers.index(objective.scorer)
+        kept = kept[~np.isnan(kept[:, column])]
         return kept[:, column], kept[:, EXAMPLE]
 
     def value(self, objective: Objective) -> float:
         """Its value; the worst there is (-inf upward, inf downward) where nothing was measured."""
-        values, _ = self._series(objective)
+        values, examples = self._series(objective)
         if not len(values):
             return objective.sign * np.inf
-        return float(
-            np.quantile(values, 0.95, method="inverted_cdf") if objective.aggregate == "p95" else values.mean()
-        )
+        if self._tasks is None:
+            return _aggregate(values, objective)
+        parts = [_aggregate(values[own], objective) for own in self._tasks.split(examples)]
+        return float(self._tasks.join(parts, objective.direction))
 
     def lower(self, objective: Objective) -> float:
         """A careful estimate: the mean minus (for `min`, plus) one standard error, wider when little was
         seen.
         """
-        values, _ = self._series(objective)
-        n = len(values)
-        if not n:
+        values, examples = self._series(objective)
+        if not len(values):
             return objective.sign * np.inf
-        error = np.sqrt((values.var() * n + 0.25) / (n + 1) / n)
-        return float(self.value(objective) + objective.sign * error)
+        if self._tasks is None:
+            return float(self.value(objective) + objective.sign * _error(values))
+        owned = self._tasks.split(examples)
+        errors = [_error(values[own]) for own in owned]
+        if self._tasks.how == "worst":
+            careful = [_aggregate(values[own], objective) + objective.sign * _error(values[own]) for own in owned]
+            return float(self._tasks.join(careful, objective.direction))
+        return float(self.value(objective) + objective.sign * np.sqrt(np.square(errors).sum()) / len(errors))
 
     def interval(self, objective: Objective, rng: np.random.Generator, level: float = 0.95) -> Interval:
         """The value and its interval: Wilson's where every value is 0 or 1, else a bootstrap of whole
         examples.
 
         Wilson 1927, with examples (not evaluations, which are alike within one) as the sample size; the
-        bootstrap draws examples with replacement, `RESAMPLES` times, so twins and replicates stay together.
+        bootstrap draws examples with replacement, `RESAMPLES` times, so twins and replicates stay together, and
+        with several tasks within each of them.
         """
         values, examples = self._series(objective)
         value = self.value(objective)
         if not len(values):
             return Interval(value=value, low=value, high=value)
-        if objective.aggregate == "mean" and bool(np.isin(values, (0.0, 1.0)).all()):
+        if self._tasks is not None:
+            parts = [_resampled(values[own], examples[own], objective, rng) for own in self._tasks.split(examples)]
+            low, high = _middle(self._tasks.join(parts, objective.direction), level)
+        elif objective.aggregate == "mean" and bool(np.isin(values, (0.0, 1.0)).all()):
             low, high = wilson(float(values.mean()), len(np.unique(examples)), level)
         else:
-            low, high = _bootstrap(values, examples, objective.aggregate, rng, level)
+            low, high = _middle(_resampled(values, examples, objective, rng), level)
         # Summing in another order may put the ends a rounding error beyond the value.
         return Interval(value=value, low=min(low, value), high=max(high, value))
 
 
 def _score(done: Evaluation, scorer: str) -> float:
-    if done.error is not None or scorer not in done.scores:
+    """A scorer's value: 0 for a failed evaluation, NaN where the task has no such scorer."""
+    if done.error is not None:
         return 0.0
+    if scorer not in done.scores:
+        return float("nan")
     score = done.scores[scorer]
     return float(score["value"] if isinstance(score, Mapping) else score.value)
 
@@ -271,20 +329,33 @@ def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def _bootstrap(
-    values: Floats, examples: Floats, aggregate: str, rng: np.random.Generator, level: float
-) -> tuple[float, float]:
-    """The percentile interval over resamples of whole examples."""
+def _aggregate(values: Floats, objective: Objective) -> float:
+    if objective.aggregate == "p95":
+        return float(np.quantile(values, 0.95, method="inverted_cdf"))
+    return float(values.mean())
+
+
+def _error(values: Floats) -> float:
+    """The standard error of a mean, a quarter of variance added as if one more example had been seen."""
+    n = len(values)
+    return float(np.sqrt((values.var() * n + 0.25) / (n + 1) / n))
+
+
+def _resampled(values: Floats, examples: Floats, objective: Objective, rng: np.random.Generator) -> Floats:
+    """The aggregate over each of `RESAMPLES` resamples of whole examples."""
     _, cluster = np.unique(examples, return_inverse=True)
     count = int(cluster.max()) + 1
     times = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
-    if aggregate == "p95":
+    if objective.aggregate == "p95":
         by_value = np.argsort(values, kind="stable")
         weight = np.cumsum(times[:, cluster[by_value]], axis=1)
-        drawn = values[by_value][np.argmax(weight >= 0.95 * weight[:, -1:] - 1e-9, axis=1)]
-    else:
-        sums, sizes = np.bincount(cluster, values), np.bincount(cluster)
-        drawn = (times @ sums) / (times @ sizes)
+        return np.asarray(values[by_value][np.argmax(weight >= 0.95 * weight[:, -1:] - 1e-9, axis=1)])
+    sums, sizes = np.bincount(cluster, values), np.bincount(cluster)
+    return np.asarray((times @ sums) / (times @ sizes))
+
+
+def _middle(drawn: Floats, level: float) -> tuple[float, float]:
+    """The percentile interval."""
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, (tail, 1 - tail))
     return float(low), float(high)

@@ -14,7 +14,7 @@ by telling its trials again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from pydantic import Field
 from evocluster.errors import ConfigError
 from evocluster.parts import Part
 from evocluster.records import Genome, Item, Proposal, Split, Trial
+from evocluster.search.across import Tasks
 from evocluster.search.budget import Budget, Ledger
 from evocluster.search.check import Check
 from evocluster.search.members import Member, blocks, describe, enough, measures
@@ -59,14 +60,9 @@ class Search(Part):
     finalists: int = Field(default=6, ge=1)
     """Members checked on validation, besides the start."""
     lookahead: int | None = Field(default=None, ge=1)
-    """How many proposals may be out beyond the last committed one.
-
-    Default: from in_flight and block; part of the result.
-    """
+    """How many proposals may be out beyond the last committed one; default: from in_flight and block."""
     mode: Literal["steady", "generational"] = "steady"
-    """generational: nothing of a generation is asked before all of the one before is committed (for
-    comparison).
-    """
+    """generational (for comparison): a generation is asked for once all of the one before is committed."""
     rewriter: str | None = None
     """Name of the model that rewrites rubrics; default: the genome's own."""
     operators: tuple[str, ...] | None = None
@@ -77,9 +73,7 @@ class Search(Part):
     """Share of children that are random genomes."""
 
     def ahead(self, in_flight: int) -> int:
-        """The lookahead: the setting, else enough to keep `in_flight` evaluations under way; never of the
-        workers' number.
-        """
+        """The lookahead: the setting, else enough to keep `in_flight` evaluations under way, whoever works."""
         return self.lookahead or max(4, ceil(3 * in_flight / self.block) + 1)
 
 
@@ -103,8 +97,12 @@ class Optimizer:
         in_flight: int,
         calls_per_item: int = 1,
         warm: Sequence[Genome] = (),
+        tasks: Callable[[Iterable[str]], Tasks] | None = None,
     ) -> None:
-        """`calls_per_item`: the most LLM calls that one item can take. Raises: ConfigError."""
+        """`calls_per_item`: the most LLM calls of one item; `tasks`: of example ids, where there are several tasks.
+
+        Raises: ConfigError.
+        """
         if not items.get("train") or not objectives:
             raise ConfigError("the search needs at least one train item and one objective; give both")
         self._space, self._settings, self._seed = space, settings, seed
@@ -119,6 +117,7 @@ class Optimizer:
             split: blocks(items.get(split, ()), settings.block if split == "train" else portion) for split in SPLITS
         }
         self._index = {split: _numbered(items.get(split, ())) for split in SPLITS}
+        self._tasks = {split: tasks(index) if tasks else None for split, index in self._index.items()}
         target = next(one for one in self._named if one.name == budget.target_objective)
         train = self._blocks["train"]
         self._stopping = Stopping(budget, target, settings.population, enough(train))
@@ -325,7 +324,7 @@ class Optimizer:
 
     def _new(self, genome: Genome, operator: str, generation: int = 0, parents: tuple[str, ...] = ()) -> Individual:
         def make(split: Split) -> Tally:
-            return Tally(self._composite, self._scorers, self._index[split])
+            return Tally(self._composite, self._scorers, self._index[split], self._tasks[split])
 
         return Individual(genome, make, generation, parents, operator)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, RootModel, ValidationError, model_validator
@@ -19,6 +19,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from evocluster.errors import ConfigError
 from evocluster.llm.client import Abilities
 from evocluster.records import FrozenMap, Genome, Json, canonical
+from evocluster.search import described
 from evocluster.search.demos import Demos, Shots
 from evocluster.search.genes import CHECKS, Choice, Frozen, Gene, Texts, checked, parse
 
@@ -102,6 +103,11 @@ class Genes(RootModel[FrozenMap]):
             raise ValidationError.from_exception_data("Genes", wrong)
         return self
 
+    @classmethod
+    def in_editors(cls, made: dict[str, Any]) -> dict[str, Any]:
+        """The JSON schema with the known genes in it."""
+        return described.section(made)
+
     @staticmethod
     def _gene(name: str, given: Json) -> Gene | Demos:
         if name == "demos":
@@ -155,16 +161,16 @@ class Space:
         pool: Sequence[tuple[str, str]] = (),
         models: Mapping[str, Abilities] | None = None,
         label_names: Sequence[str] | None = None,
-        constrain_by: Literal["choices", "json_schema"] = "choices",
+        constrain_by: Sequence[Literal["choices", "json_schema"]] = ("choices",),
     ) -> None:
         """`pool`: (example id, group) of demo candidates; `models`: what each can do; `label_names`: the
         names there are.
 
-        `constrain_by` is the ability that the gene `constrain` needs. Raises: ConfigError.
+        `constrain_by` names the abilities that the gene `constrain` needs. Raises: ConfigError.
         """
         self.settings = genes if isinstance(genes, Genes) else _section(genes)
         self._models = dict(models or {})
-        self._ability = constrain_by
+        self._needed = tuple(constrain_by)
         self._genes: dict[str, Gene] = {}
         for name, part in self.settings.parts.items():
             self._genes[name] = Shots(part, pool) if isinstance(part, Demos) else part
@@ -269,9 +275,13 @@ class Space:
         if not _can_show(known, style):
             able = [value for value in self.settings.values("demo_style") if _can_show(known, value)]
             changed["demo_style"] = able[0] if able else style
-        if genes.get("constrain") and not getattr(known, self._ability):
+        if genes.get("constrain") and not self._can_bound(known):
             changed["constrain"] = False
         return changed
+
+    def _can_bound(self, able: Abilities) -> bool:
+        """Whether a model can limit its output as the tasks need it."""
+        return all(getattr(able, ability) for ability in self._needed)
 
     def _check_demos(self, known: frozenset[str]) -> None:
         part = self.settings.parts["demos"]
@@ -315,9 +325,9 @@ class Space:
                     f"add {'chat' if able.chat else 'completion'!r}, or take the model out of the space"
                 )
             allowed = [canonical(value) for value in self.settings.values("constrain")]
-            if "false" not in allowed and not getattr(able, self._ability):
+            if "false" not in allowed and not self._can_bound(able):
                 raise ConfigError(
-                    f"space: constrain: model {name!r} cannot limit its output ({self._ability}); "
+                    f"space: constrain: model {name!r} cannot limit its output ({', '.join(self._needed)}); "
                     "write `constrain: [false, true]`, or take the model out of the space"
                 )
 

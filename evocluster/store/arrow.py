@@ -144,13 +144,23 @@ def _body_length(metadata: bytes) -> int:
 
 
 def check_schema(schema: Any, name: str, columns: Mapping[str, str] | None) -> None:
-    """Raises: RunDamaged when `schema` is not that of `columns`."""
+    """An earlier version's table may lack the last columns. Raises: RunDamaged when `schema` is another one."""
     try:
         found = {field.name: str(field.type) for field in schema}
     except UnicodeDecodeError as error:
         raise damaged(name, f"a column name is not UTF-8: {error}") from error
-    if columns is not None and not schema.equals(arrow_schema(columns)):
+    if columns is not None and not (len(schema) and schema.equals(_first(columns, len(schema)))):
         raise damaged(name, f"it has the columns {found!r}, expected {dict(columns)!r}")
+
+
+def _first(columns: Mapping[str, str], count: int) -> Any:
+    return arrow_schema(dict(list(columns.items())[:count]))
+
+
+def earlier(path: Path, columns: Mapping[str, str]) -> bool:
+    """A readable tail was begun by a version with fewer columns. Raises: OSError."""
+    with pa.OSFile(str(path)) as source:
+        return len(pa.ipc.read_schema(source)) < len(columns)
 
 
 def damaged(name: str, why: str) -> RunDamaged:

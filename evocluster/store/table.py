@@ -92,7 +92,8 @@ class Table:
     ) -> Table:
         """The table in `folder`, read whole once, ready to append.
 
-        A half-written last append is cut off and logged (`torn_bytes`).
+        A half-written last append is cut off and logged (`torn_bytes`). Files of an earlier version, which lack
+        the last columns, stay as they are; what is appended has all columns.
         Raises: RunDamaged when a part or the tail cannot be read whole, one is missing, or the schema is
         another; StoreError when the folder cannot be written.
         """
@@ -178,6 +179,8 @@ class Table:
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._handle, self._size)
         os.fsync(self._handle)
+        if arrow.earlier(path, self._columns):
+            self._seal()
 
     def _begin(self) -> None:
         path = _tail(self._folder, self._number)

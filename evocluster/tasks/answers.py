@@ -7,8 +7,11 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pydantic import BaseModel, ValidationError
+
 from evocluster.errors import ConfigError
 from evocluster.records import FrozenJson, Json, Record, canonical
+from evocluster.tasks import code
 from evocluster.tasks.words import normalise
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ class Answer(Record):
     output: str
     parsed: FrozenJson = None
     ok: bool = True
+    problem: str = ""
+    """Why it is not ok, in words for who has to correct it."""
 
 
 class Naming:
@@ -60,20 +65,24 @@ class Naming:
 class Schema:
     """A JSON schema, checked when made and compiled when first used. Remote `$ref`s are never fetched."""
 
-    def __init__(self, schema: dict[str, Any], source: str = "json_schema") -> None:
-        """Raises: ConfigError when it is not a JSON schema."""
+    def __init__(self, schema: dict[str, Any], source: str = "json_schema", model: str | None = None) -> None:
+        """`model`: the import path of a pydantic model, which then is what decides (it may hold validators).
+
+        Raises: ConfigError when it is not a JSON schema.
+        """
         from jsonschema.exceptions import SchemaError
         from jsonschema.validators import validator_for
 
         self.schema = schema
         self._source = source
+        self.model = model
         try:
             validator_for(schema).check_schema(schema)
         except SchemaError as error:
             raise ConfigError(f"{source}: not a JSON schema: {error.message} at {error.json_path}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Schema, (self.schema, self._source))
+        return (Schema, (self.schema, self._source, self.model))
 
     @cached_property
     def _validator(self) -> Validator:
@@ -84,6 +93,8 @@ class Schema:
 
     def problem(self, value: Json) -> str | None:
         """What is wrong with the value, or None. Raises: ConfigError for a `$ref` that leads nowhere."""
+        if self.model is not None:
+            return _complaint(self.model, value)
         from referencing.exceptions import Unresolvable
 
         try:
@@ -94,10 +105,31 @@ class Schema:
         return f"{error.message} at {error.json_path}" if error else None
 
 
+def load_model(spec: str) -> type[BaseModel]:
+    """The pydantic model of an import path. Raises: ConfigError."""
+    model = code.load(spec)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise ConfigError(f"json_schema {spec!r} is {model!r}; allowed: a pydantic model (a class of BaseModel)")
+    return model
+
+
+def _complaint(spec: str, value: Json) -> str | None:
+    """What a pydantic model says of a value, every field once."""
+    try:
+        load_model(spec).model_validate(value)
+    except ValidationError as error:
+        lines = error.errors(include_url=False, include_context=False)
+        return "; ".join(f"{'.'.join(map(str, line['loc'])) or 'the object'}: {line['msg']}" for line in lines)
+    return None
+
+
 def read_label(text: str, naming: Naming) -> Answer:
     """The label, or the raw text and not ok."""
     label = naming.read(text)
-    return Answer(output=label or encodable(text.strip()), parsed=label, ok=label is not None)
+    if label is None:
+        problem = f"it is none of {', '.join(naming.shown.values())}"
+        return Answer(output=encodable(text.strip()), ok=False, problem=problem)
+    return Answer(output=label, parsed=label)
 
 
 def read_json(text: str, schema: Schema | None) -> Answer:
@@ -105,8 +137,10 @@ def read_json(text: str, schema: Schema | None) -> Answer:
     array = schema is not None and schema.schema.get("type") == "array"
     value = first_json(text, "[" if array else "{")
     if value is None:
-        return Answer(output=encodable(text.strip()), ok=False)
-    return Answer(output=canonical(value), parsed=value, ok=schema is None or schema.problem(value) is None)
+        problem = f"there is no JSON {'array' if array else 'object'} in it"
+        return Answer(output=encodable(text.strip()), ok=False, problem=problem)
+    problem = (schema.problem(value) if schema else None) or ""
+    return Answer(output=canonical(value), parsed=value, ok=not problem, problem=problem)
 
 
 def read_text(text: str) -> Answer:

@@ -29,6 +29,8 @@ Row = tuple[int, Mapping[str, Any]]
 Located = tuple[str, Example]
 """('file:line', example)."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SHAPE = '{"input": ..., "expected": ...}'
+"""How a row of examples looks, for messages."""
 
 
 class Columns(Part):
@@ -108,12 +110,12 @@ def load(
 
 
 def _load(path: Path, columns: Columns, read_parquet: ReadParquet | None, limit: int | None) -> list[Located]:
-    rows = list(islice(_rows(path, read_parquet), limit))
-    if not rows:
+    read = list(islice(rows(path, read_parquet), limit))
+    if not read:
         _fail(path, 1, "the file has no rows; give it at least one example")
-    numbered = columns.id == "id" and not any("id" in row for _, row in rows)
+    numbered = columns.id == "id" and not any("id" in row for _, row in read)
     located, lines = [], dict[str, int]()
-    for number, (line, row) in enumerate(rows, start=1):
+    for number, (line, row) in enumerate(read, start=1):
         example = _example(path, line, row, columns, f"r{number:06d}" if numbered else None)
         if example.id in lines:
             _fail(
@@ -173,11 +175,12 @@ def _fail(path: Path, line: int, message: str) -> NoReturn:
     raise DataError(f"{path}:{line}: {message}")
 
 
-def _rows(path: Path, read_parquet: ReadParquet | None) -> Iterator[Row]:
+def rows(path: Path, read_parquet: ReadParquet | None = None, like: str = SHAPE) -> Iterator[Row]:
+    """The rows of a file with their lines; `like` is how a row looks, for messages. Raises: DataError."""
     _exists(path)
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            return _json_rows(path)
+            return _json_rows(path, like)
         case ".csv":
             return _csv_rows(path)
         case ".parquet" if read_parquet is not None:
@@ -204,7 +207,8 @@ def _exists(path: Path) -> None:
     _fail(path, 1, f"no such file; the folder holds: {listed}{nearest(path.name, there)}")
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a UTF-8 file, without its byte order mark. Raises: DataError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -221,9 +225,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, like: str) -> Iterator[Row]:
     # split("\n") and not splitlines(): JSON strings may hold U+2028 and other line separators.
-    for line, text in enumerate(_text(path).split("\n"), start=1):
+    for line, text in enumerate(text_of(path).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -231,12 +235,12 @@ def _json_rows(path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             _fail(path, line, f"not JSON: {error}; every line must be one JSON object")
         if not isinstance(row, dict):
-            _fail(path, line, f'is {type(row).__name__}, not an object like {{"input": ..., "expected": ...}}')
+            _fail(path, line, f"is {type(row).__name__}, not an object like {like}")
         yield line, row
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
     header: list[str] = []
     line = 1
     try:

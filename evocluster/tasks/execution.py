@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from evocluster.records import FrozenJson, Record, Usage
+from evocluster.tasks.documents import Passage
 
 
 class Step(Record):
-    """One model call as it happened."""
+    """One model call as it happened, or a step that a pipeline wrote down."""
 
     purpose: str
-    """'answer', 'reason' (thinking step by step) or 'conclude' (the answer after the reasoning)."""
+    """'answer', 'reason' (thinking step by step), 'conclude' (the answer after the reasoning), 'repair', 'vote',
+    'retrieve', or what a pipeline calls it."""
     prompt: str
     """What the model was shown, roles included for chat."""
     reply: str
@@ -24,11 +26,16 @@ class Execution(Record):
     """The last completion as it came."""
     parsed: FrozenJson = None
     """The label or the JSON value, None when the completion did not parse; for text tasks the output."""
-    schema_ok: bool = False
-    """The completion parsed as the task demands."""
+    schema_ok: bool | None = None
+    """The completion parsed as the task demands. A pipeline may leave it open: then its output is read as the
+    task's kind says."""
     usage: Usage = Usage()
+    """Calls, tokens, US dollars, seconds. A pipeline reports here only what did not go through the given `llm`."""
     repairs: int = 0
+    """How often an answer that did not parse was asked for again."""
     flags: tuple[str, ...] = ()
     trace: tuple[Step, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    """What was retrieved, best first."""
     error: str | None = None
     """Why there is no answer, e.g. 'model: Overloaded: ...'."""

@@ -15,6 +15,7 @@ import ctypes
 import sys
 import sysconfig
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 MAX_ABANDONED = 32
 """Threads that hang beyond their deadline, at most, in a process."""
-PING_S = 0.25
+PING_S = 0.5
 """How long an event loop may take to answer before it counts as blocked."""
 RETRIES = 3
 """Loops that a call which never began is offered to."""
@@ -148,10 +149,16 @@ def _tell(future: asyncio.Future[Any], value: object) -> None:
         if not future.done():
             future.set_result(value)
 
+    _post(future.get_loop(), settle)
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
+    """Have another thread's loop call this; nothing where the loop is closed: nobody waits there."""
     try:
-        future.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:  # that loop is closed: nobody waits
-        return
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 class _Runner:
@@ -190,7 +197,7 @@ class _Runner:
 class _Turn:
     """One async call: waiting for a loop, begun or withdrawn, done."""
 
-    def __init__(self, function: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, function: Callable[[], Awaitable[Any]], timeout_s: float) -> None:
         home = asyncio.get_running_loop()
         self.started: asyncio.Future[None] = home.create_future()
         self.done: asyncio.Future[Outcome] = home.create_future()
@@ -198,6 +205,8 @@ class _Turn:
         self._lock = threading.Lock()
         self._state = "waiting"
         self._task: asyncio.Task[Any] | None = None
+        self._timeout_s = timeout_s
+        self._deadline = float("inf")
 
     async def run(self) -> None:
         """On the lane: the call itself."""
@@ -206,6 +215,7 @@ class _Turn:
                 return
             self._state = "begun"
             self._task = asyncio.current_task()
+            self._deadline = time.monotonic() + self._timeout_s
         _tell(self.started, None)
         try:
             outcome = Outcome(await self._function())
@@ -220,10 +230,14 @@ class _Turn:
                 self._state = "withdrawn"
             return self._state == "withdrawn"
 
+    def late(self) -> bool:
+        """Its deadline has passed."""
+        return time.monotonic() >= self._deadline
+
     def cancel(self, lane: asyncio.AbstractEventLoop) -> None:
         """Have the lane cancel it, unless it is done."""
         if not self.withdraw() and not self.done.done() and self._task is not None:
-            lane.call_soon_threadsafe(self._task.cancel)
+            _post(lane, self._task.cancel)
 
 
 class Lane:
@@ -232,23 +246,29 @@ class Lane:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.retired = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: dict[asyncio.Task[Any], _Turn] = {}
         self._rescue = threading.Lock()
         self.thread = threading.Thread(target=self._run, name="user: event loop", daemon=True)
         self.thread.start()
 
     def submit(self, turn: _Turn) -> None:
         """Begin the call as soon as the loop is free, with this context's variables."""
-        self.loop.call_soon_threadsafe(self._begin, turn)
+        _post(self.loop, self._begin, turn)
 
     async def unblock(self, file: str = "") -> str:
-        """Where the loop is blocked, '' where it is not; what blocks it is stopped, or else the loop retired."""
+        """Where the loop is blocked, '' where it is not. What blocks it past its own deadline is stopped.
+
+        A loop that stays blocked is retired: what began there goes on, what comes goes to a new one.
+        """
         if await self._answers():
             return ""
         where = spot(stack(self.thread), file)
-        if self._rescue.acquire(blocking=False):
+        if not self.retired and self._rescue.acquire(blocking=False):
             try:
-                _throw(self.thread, Stopped)
+                task = asyncio.current_task(self.loop)
+                turn = self._turns.get(task) if task is not None else None
+                if where and (turn is None or turn.late()):
+                    _throw(self.thread, Stopped)
                 if not await self._answers():
                     self.retired = True
                     _abandon(self.thread, where or "an async function")
@@ -258,18 +278,18 @@ class Lane:
 
     async def _answers(self) -> bool:
         pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.loop.call_soon_threadsafe(_tell, pong, None)
+        _post(self.loop, _tell, pong, None)
         await asyncio.wait([pong], timeout=PING_S)
         return pong.done()
 
     def _begin(self, turn: _Turn) -> None:
         task = self.loop.create_task(turn.run())
-        self._tasks.add(task)
+        self._turns[task] = turn
         task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self.retired and not self._tasks:
+        del self._turns[task]
+        if self.retired and not self._turns:
             self.loop.stop()
 
     def _run(self) -> None:
@@ -299,7 +319,7 @@ def _current() -> Lane:
 async def _begun(function: Callable[[], Awaitable[Any]], timeout_s: float, name: str) -> tuple[Lane, _Turn]:
     """The call once it has begun, and where. A call that waits behind a blocked loop goes to the next one."""
     for _ in range(RETRIES):
-        lane, turn = _current(), _Turn(function)
+        lane, turn = _current(), _Turn(function, timeout_s)
         lane.submit(turn)
         try:
             await asyncio.wait([turn.started], timeout=max(timeout_s, PING_S))

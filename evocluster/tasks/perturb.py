@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from evocluster.records import Example, Json, digest
-from evocluster.tasks.words import plain
+from evocluster.tasks.words import plain, sentences
 
 Kind = Literal["typos", "case", "spacing", "reorder"]
 """typos: letters swapped, dropped, doubled or replaced by a neighbour on the keyboard; case: lower, upper, or
@@ -23,8 +23,6 @@ Perturbation = Callable[[str, frozenset[str], np.random.Generator], str]
 """(text, case-folded words to leave alone, rng) -> changed text, or the same where no change is possible."""
 
 _WORD = re.compile(r"[^\W_]+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[^\W\d_a-z])|\n+")
-_ABBREVIATION = re.compile(r"(?:^|\s)(?:mr|mrs|ms|dr|st|no|vs|prof|jr|sr|e\.g|i\.e|[a-z])\.$", re.IGNORECASE)
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _NEIGHBOURS = {key: row[max(0, at - 1) : at] + row[at + 1 : at + 2] for row in _ROWS for at, key in enumerate(row)}
 
@@ -89,12 +87,12 @@ def spacing(text: str, spared: frozenset[str], rng: np.random.Generator) -> str:
 
 def reorder(text: str, spared: frozenset[str], rng: np.random.Generator) -> str:
     """Sentences in another order; the spaces and line ends between them stay where they are."""
-    sentences, between = _sentences(text)
-    if len(set(sentences)) < 2:
+    given, between = sentences(text)
+    if len(set(given)) < 2:
         return text
-    moved = sentences
-    while moved == sentences:
-        moved = [sentences[at] for at in rng.permutation(len(sentences))]
+    moved = given
+    while moved == given:
+        moved = [given[at] for at in rng.permutation(len(given))]
     return "".join(part for pair in zip(moved, [*between, ""], strict=True) for part in pair)
 
 
@@ -155,15 +153,3 @@ def _mistyped(word: str, rng: np.random.Generator) -> str:
             return word[:at] + near[int(rng.integers(len(near)))] + word[at + 1 :]
         case _:
             return word[:at] + word[at] + word[at:]
-
-
-def _sentences(text: str) -> tuple[list[str], list[str]]:
-    """The sentences, and what stands between them (one fewer)."""
-    sentences, between, start = [], [], 0
-    for gap in _SENTENCE_END.finditer(text):
-        if _ABBREVIATION.search(text[start : gap.start()]):
-            continue
-        sentences.append(text[start : gap.start()])
-        between.append(gap.group())
-        start = gap.end()
-    return [*sentences, text[start:]], between

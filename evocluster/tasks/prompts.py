@@ -1,8 +1,10 @@
 """Genes made into requests: what a program shows the model, the fixed part first and the input last.
 
 A `Frame` is everything of a genome that does not depend on the example: `ask` adds the input, `conclude` the
-second call after reasoning. The fixed part in front lets endpoints reuse their prompt cache. Styles: `chat`
-(system, demos as turns, input), `inline` (all in one user message), `completion` (text, no chat template).
+second call after reasoning, `repair` what was wrong with a reply. The fixed part in front lets endpoints reuse their
+prompt cache. Styles: `chat` (system, demos as turns, input), `inline` (all in one user message), `completion` (text, no
+chat template). A rubric that says where the input stands (`{input}`, or fields of it) is the template of every
+question instead, and nothing stands before it.
 Few-shot prompting: Brown et al. 2020, section 2; step by step: Kojima et al. 2022.
 """
 
@@ -20,6 +22,7 @@ from evocluster.errors import ConfigError
 from evocluster.llm.client import Message, Request
 from evocluster.records import Example, Genome, Json, Record, digest
 from evocluster.tasks.answers import Naming
+from evocluster.tasks.documents import Passage
 from evocluster.tasks.task import Task
 from evocluster.tasks.words import nearest, plain
 
@@ -29,6 +32,11 @@ STEP_BY_STEP = 'Think step by step, then write the final answer after "Answer:".
 ONLY_ANSWER = "Give only the final answer."
 PLACE = "{labels}"
 """What in a rubric is replaced by the label names."""
+INPUT, CONTEXT = "input", "context"
+"""Names that stand in a template for the whole input and for the retrieved passages."""
+REPLY_SHOWN = 2000
+"""Characters of a reply that is shown again to be corrected."""
+_NAMED = re.compile(r"\{(\w+)\}")
 
 
 class Genes(Record):
@@ -49,6 +57,10 @@ class Genes(Record):
     demo_style: Literal["chat", "inline", "completion"] = "chat"
     constrain: bool = False
     """Only label names, or only JSON of the schema, may come out."""
+    retriever_topk: int = Field(default=0, ge=0)
+    """How many retrieved passages the question is asked with."""
+    use_consensus: int | tuple[str, ...] = 1
+    """How many samples vote on the answer, or the models that do; 1: the one answer counts."""
     label_names: str = "as_is"
     """as_is, spaced ('AddToPlaylist' -> 'add to playlist'), letters (A, B, ... with a legend), or one of the
     task's mappings."""
@@ -89,34 +101,52 @@ def show(value: Json) -> str:
     return _shown(value)
 
 
-def show_request(request: Request) -> str:
-    """All of a request's text, for traces."""
-    if request.prompt is not None:
-        return request.prompt
-    return "\n\n".join(f"{message.role}: {message.content}" for message in request.messages)
+def show_passages(passages: Sequence[Passage]) -> str:
+    """Retrieved passages as the model sees them, numbered; '' for none."""
+    if not passages:
+        return ""
+    shown = [
+        f"[{number}] {passage.title}\n{passage.text}" if passage.title else f"[{number}] {passage.text}"
+        for number, passage in enumerate(passages, 1)
+    ]
+    return "\n".join(["Context:", *shown])
 
 
 class Frame:
     """Everything of one genome's requests that does not depend on the example."""
 
-    def __init__(self, genes: Genes, task: Task, naming: Naming | None, demos: Sequence[Example]) -> None:
-        """`naming` is for classification, None otherwise; `demos` are train examples, in the order shown."""
+    def __init__(
+        self,
+        genes: Genes,
+        task: Task,
+        naming: Naming | None,
+        demos: Sequence[Example],
+        fields: frozenset[str] = frozenset(),
+    ) -> None:
+        """`naming` is for classification, None otherwise; `demos` are train examples, in the order shown; `fields`:
+        names of the inputs' fields, which a rubric may speak of.
+        """
         self.genes = genes
         self.naming = naming
         self._task = task
         self._in, self._out = task.words
         if genes.cot:
             self._out = "Answer"
-        head = self._head()
+        self._head = self._instruction()
+        named = set(_NAMED.findall(genes.rubric))
+        self._template = bool({INPUT, CONTEXT, *fields} & named)
+        if self._template and not {INPUT, *fields} & named:
+            self._head = f"{self._head}\n\n{self._in}: {{{INPUT}}}"
+        head = "" if self._template else self._head
         if genes.demo_style == "chat":
             self._turns = [Message(role="system", content=head)] if head else []
             for demo in demos:
-                self._turns.append(Message(role="user", content=show(demo.input)))
+                self._turns.append(Message(role="user", content=self._asked(demo, ())))
                 answer = self._answer(demo)
                 shown = f"{self._out}: {answer}" if genes.cot else answer
                 self._turns.append(Message(role="assistant", content=shown))
         else:
-            blocks = [f"{self._in}: {show(demo.input)}\n{self._out}: {self._answer(demo)}" for demo in demos]
+            blocks = [f"{self._asked(demo, ())}\n{self._out}: {self._answer(demo)}" for demo in demos]
             self._text = "".join(f"{part}\n\n" for part in [head, *blocks] if part)
 
     @property
@@ -124,17 +154,24 @@ class Frame:
         """A second, constrained call follows the reasoning."""
         return self.genes.cot and self.genes.constrain and self._task.kind != "text"
 
-    def ask(self, example: Example, seed: int, replicate: int) -> Request:
-        """The first (mostly the only) request for this example."""
+    def ask(
+        self,
+        example: Example,
+        seed: int,
+        replicate: int,
+        passages: Sequence[Passage] = (),
+        model: str | None = None,
+    ) -> Request:
+        """The first (mostly the only) request for this example; `model` in place of the genome's."""
         genes = self.genes
         budget = genes.max_tokens
         if self.concludes:
             budget = REASONING_TOKENS
         elif genes.cot:
             budget += REASONING_TOKENS
-        messages, prompt = self._question(example)
+        messages, prompt = self._question(example, passages)
         return Request(
-            model=genes.model,
+            model=model or genes.model,
             messages=messages,
             prompt=prompt,
             temperature=genes.temperature,
@@ -164,7 +201,21 @@ class Frame:
             **self._limits(),
         )
 
-    def _head(self) -> str:
+    def repair(self, first: Request, reply: str, problem: str) -> Request:
+        """The request after a reply that does not do: what was said, what is wrong with it."""
+        said = reply.strip()[:REPLY_SHOWN] or "..."
+        what = "label" if self.naming is not None else "JSON"
+        told = f"That is not valid: {problem}. Reply with the corrected {what} only."
+        if first.prompt is not None:
+            shown: dict[str, Json] = {"prompt": f"{first.prompt} {said}\n\n{told}\n{self._out}:"}
+        else:
+            more = (Message(role="assistant", content=said), Message(role="user", content=told))
+            shown = {"messages": first.messages + more}
+        limits = self._limits() if self.genes.constrain else {}
+        stop = self._answer_stop() if first.prompt is not None else ()
+        return first.model_copy(update={"max_tokens": self.genes.max_tokens, "stop": stop, **shown, **limits})
+
+    def _instruction(self) -> str:
         """The instruction. Labels are listed only where the rubric says so; letters always with a legend."""
         head = self.genes.rubric
         if self.naming is not None:
@@ -182,11 +233,31 @@ class Frame:
             return self.naming.shown[plain(demo.expected)]
         return _shown(demo.expected)
 
-    def _question(self, example: Example) -> tuple[tuple[Message, ...], str | None]:
+    def _asked(self, example: Example, passages: Sequence[Passage]) -> str:
+        """The question about one input: the rubric filled in where it is a template, else the input by itself."""
+        context = show_passages(passages)
+        if self._template:
+            filled = self._filled(example.input, context)
+            unplaced = context and f"{{{CONTEXT}}}" not in self._head
+            return f"{context}\n\n{filled}" if unplaced else filled
+        named = show(example.input)
+        if self.genes.demo_style != "chat":
+            named = f"{self._in}: {named}"
+        return f"{context}\n\n{named}" if context else named
+
+    def _filled(self, given: Json, context: str) -> str:
+        known = {INPUT: show(given), CONTEXT: context}
+        if isinstance(given, Mapping):
+            known |= {name: _shown(value) for name, value in given.items()}
+        # In one pass, so that braces inside an input are never taken for names.
+        return _NAMED.sub(lambda found: known.get(found[1], found[0]), self._head)
+
+    def _question(self, example: Example, passages: Sequence[Passage]) -> tuple[tuple[Message, ...], str | None]:
+        asked = self._asked(example, passages)
         if self.genes.demo_style == "chat":
-            return (*self._turns, Message(role="user", content=show(example.input))), None
+            return (*self._turns, Message(role="user", content=asked)), None
         last = "Reasoning" if self.genes.cot else self._out
-        text = f"{self._text}{self._in}: {show(example.input)}\n{last}:"
+        text = f"{self._text}{asked}\n{last}:"
         if self.genes.demo_style == "inline":
             return (Message(role="user", content=text),), None
         return (), text

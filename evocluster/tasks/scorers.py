@@ -7,7 +7,6 @@ that is the failure of this evaluation. Learned from pydantic-evals: an evaluato
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Literal, Protocol
@@ -16,10 +15,25 @@ from pydantic import Field, field_validator
 
 from evocluster.llm.client import LLM
 from evocluster.parts import Part
-from evocluster.records import Example, Json, Score, canonical
+from evocluster.records import Example, Json, Score
+from evocluster.tasks.assertions import (
+    Cost,
+    Includes,
+    IsJson,
+    JsonPath,
+    Latency,
+    Length,
+    Matches,
+    Number,
+    OneOf,
+)
 from evocluster.tasks.execution import Execution
-from evocluster.tasks.safety import checked_pattern
-from evocluster.tasks.words import as_json, normalise, plain
+from evocluster.tasks.fields import Fields
+from evocluster.tasks.function import Function
+from evocluster.tasks.judge import Judge
+from evocluster.tasks.patterns import checked_pattern, escape, search
+from evocluster.tasks.recall import Recall
+from evocluster.tasks.words import as_json, equal_json, last_number, normalise, plain
 
 
 class Scorer(Protocol):
@@ -121,9 +135,10 @@ class Regex(Part):
         return pattern
 
     async def score(self, example: Example, execution: Execution, llm: LLM) -> Score:
-        pattern = self.pattern.replace("{expected}", re.escape(plain(example.expected)))
-        found = re.search(pattern, execution.output, re.IGNORECASE if self.ignore_case else 0)
-        return Score(value=float(found is not None), reason="" if found else f"{pattern!r} not found")
+        """Raises: TimeoutError for a pattern that backtracks without end."""
+        pattern = self.pattern.replace("{expected}", escape(plain(example.expected)))
+        found = search(pattern, execution.output, self.ignore_case) is not None
+        return Score(value=float(found), reason="" if found else f"{pattern!r} not found")
 
 
 class JsonEqual(Part):
@@ -142,7 +157,7 @@ class JsonEqual(Part):
             return Score(value=0.0, reason="no JSON in the output")
         if self.partial and isinstance(expected, Mapping) and isinstance(found, Mapping):
             return _share(expected, found)
-        return _verdict(canonical(_comparable(found)) == canonical(_comparable(expected)), example)
+        return _verdict(equal_json(found, expected), example)
 
 
 class Similarity(Part):
@@ -163,38 +178,20 @@ class Similarity(Part):
         return Score(value=2 * (said & wanted).total() / total if total else 1.0)
 
 
-AnyScorer = Annotated[
-    Exact | Normalised | Label | Numeric | Contains | Regex | JsonEqual | Similarity,
-    Field(discriminator="kind"),
-]
-
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?")
-
-
-def last_number(text: str) -> float | None:
-    """The last number in the text; commas between groups of three digits are read as thousands."""
-    found = _NUMBER.findall(text.replace("\u2212", "-"))
-    return float(found[-1].replace(",", "")) if found else None
+Compared = Exact | Normalised | Label | Numeric | Contains | Regex | JsonEqual | Similarity
+"""Scorers that compare with what the example expects."""
+Asserted = Includes | Matches | OneOf | IsJson | JsonPath | Length | Number | Cost | Latency
+"""Scorers that look at the output alone."""
+AnyScorer = Annotated[Compared | Fields | Asserted | Function | Recall | Judge, Field(discriminator="kind")]
 
 
 def _verdict(right: bool, example: Example) -> Score:
     return Score(value=float(right), reason="" if right else f"expected {plain(example.expected)!r}")
 
 
-def _comparable(value: Json, text: bool = False) -> Json:
-    """Whole floats as ints; with `text`, every leaf but null as normalised text."""
-    if isinstance(value, Mapping):
-        return {key: _comparable(item, text) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_comparable(item, text) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return normalise(plain(value)) if text and value is not None else value
-
-
 def _share(expected: Mapping[str, Json], found: Mapping[str, Json]) -> Score:
     fields = list(dict.fromkeys([*expected, *found]))
-    ours, theirs = _comparable(expected, text=True), _comparable(found, text=True)
-    wrong = [field for field in fields if field not in ours or field not in theirs or ours[field] != theirs[field]]
+    shared = expected.keys() & found.keys()
+    wrong = [field for field in fields if field not in shared or not equal_json(expected[field], found[field], True)]
     value = 1 - len(wrong) / len(fields) if fields else 1.0
     return Score(value=value, reason=f"wrong: {', '.join(wrong)}" if wrong else "")

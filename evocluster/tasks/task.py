@@ -12,13 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from evocluster.errors import ConfigError
 from evocluster.parts import Part
 from evocluster.records import Json
-from evocluster.tasks.answers import Schema
+from evocluster.tasks import code
+from evocluster.tasks.answers import Schema, load_model
 from evocluster.tasks.dataset import SPLITS, Data, Splits
+from evocluster.tasks.documents import Retrieval
 from evocluster.tasks.perturb import Kind
 from evocluster.tasks.safety import AnyCheck
 from evocluster.tasks.scorers import AnyScorer, JsonEqual, Label, Normalised
@@ -28,6 +30,9 @@ BUILT_IN_NAMES = ("as_is", "spaced", "letters")
 """Ways to call labels toward the model that need no mapping."""
 TextOf = Annotated[str, BeforeValidator(lambda value: plain(value) if isinstance(value, int | float) else value)]
 """YAML's 1 and true are the labels '1' and 'true'."""
+
+
+Threshold = Annotated[float, Field(gt=0, le=1)]
 
 
 class Validator(Part):
@@ -49,6 +54,44 @@ class Twins(Part):
     seed: int = Field(default=0, ge=0)
 
 
+class Executor(Part):
+    """A pipeline of the user's own in place of the built-in program."""
+
+    function: str
+    """`file.py:name` or `module:name` of an async function (example, genome, llm) -> Execution, text or JSON."""
+    calls: int = Field(default=8, ge=0)
+    """The most model calls it makes for one example through `llm`: budgets reckon by it, and one more fails."""
+    timeout_s: float = Field(default=300, gt=0, allow_inf_nan=False)
+    """Of one example."""
+
+
+class Consensus(Part):
+    """How several votes become one answer (gene `use_consensus`)."""
+
+    decide: Literal["majority", "judge"] = "majority"
+    """majority: the answer most votes agree on, the earliest of them; judge: a model picks among those that differ."""
+    model: str | None = None
+    """Which model picks; None: the genome's."""
+
+
+def _named(given: Any) -> Any:
+    return {"function": given} if isinstance(given, str) else given
+
+
+def _thresholds(given: Any) -> Any:
+    return {str(name): 1.0 for name in given} if isinstance(given, list | tuple) else given
+
+
+def _kinded(given: Any) -> Any:
+    """Checks as they were written while patterns were the only kind."""
+    if not isinstance(given, list | tuple):
+        return given
+    return [
+        {"kind": "pattern", **one} if isinstance(one, Mapping) and "pattern" in one and "kind" not in one else one
+        for one in given
+    ]
+
+
 class Task(Part):
     """What is to be answered and how answers are judged."""
 
@@ -60,20 +103,38 @@ class Task(Part):
     label_names: dict[str, dict[TextOf, TextOf]] = Field(default_factory=dict)
     """Named mappings label -> name shown to the model; as_is, spaced and letters are built in."""
     json_schema: dict[str, Any] | str | None = None
-    """Extraction only: the schema, or the path of its file (relative to the config file)."""
+    """Extraction only: the schema, the path of its file (relative to the config file), or a pydantic model as
+    `file.py:Name` or `module:Name`, which then validates."""
+    repairs: int | None = Field(default=None, ge=0, le=5)
+    """How often an answer that does not parse is asked for again, the error shown; None: once for extraction, else
+    never. Every repair costs, and counts against robustness."""
     scorers: tuple[AnyScorer, ...] = ()
     """Empty: label, json_equal or normalised, by kind."""
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Scorer name -> its weight in quality; 1 where unnamed, 0 to only watch it."""
+    must_pass: Annotated[
+        dict[str, Threshold], BeforeValidator(_thresholds, json_schema_input_type=dict[str, Threshold] | list[str])
+    ] = Field(default_factory=dict)
+    """Scorers that decide alone: below its threshold (a list: 1) the quality of an evaluation is 0."""
     validator: Validator = Validator()
     accuracy_threshold: float = Field(default=0.85, ge=0, le=1)
     """Quality from which the composite counts an evaluation as right."""
     twins: Twins | None = None
-    safety: tuple[AnyCheck, ...] = ()
+    safety: Annotated[tuple[AnyCheck, ...], BeforeValidator(_kinded)] = ()
+    executor: Annotated[Executor | None, BeforeValidator(_named, json_schema_input_type=str | Executor | None)] = None
+    """The user's own pipeline; None: the built-in program."""
+    retrieval: Retrieval | None = None
+    """What the gene `retriever_topk` retrieves from."""
+    consensus: Consensus = Consensus()
+    keep_trace: bool | None = None
+    """Write every step's prompt and reply into the trials table; None: with an executor only."""
     input_name: str = ""
     """The word before inputs in inline and completion prompts; empty: 'Text' (classification) or 'Input'."""
     output_name: str = ""
     """The word before answers; empty: 'Label' (classification) or 'Output'."""
+
+    _model: str | None = PrivateAttr(default=None)
+    _shared: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +168,11 @@ class Task(Part):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two scorers are named {twice[0]!r}; give one another `name:`")
-        asked = [*self.weights, *([self.validator.scorer] if self.validator.scorer is not None else [])]
+        asked = [
+            *self.weights,
+            *self.must_pass,
+            *([self.validator.scorer] if self.validator.scorer is not None else []),
+        ]
         for name in asked:
             if name not in names:
                 raise ValueError(f"no scorer {name!r}; scorers are {', '.join(names)}{nearest(name, names)}")
@@ -135,6 +200,47 @@ class Task(Part):
         ours = ("Text", "Label") if self.kind == "classification" else ("Input", "Output")
         return self.input_name or ours[0], self.output_name or ours[1]
 
+    @property
+    def models(self) -> dict[tuple[str | int, ...], str]:
+        """Models that judge or decide, by where the setting stands."""
+        found: dict[tuple[str | int, ...], str] = {
+            (section, index, "model"): part.model
+            for section, parts in (("scorers", self.scorers), ("safety", self.safety))
+            for index, part in enumerate(parts)
+            if hasattr(part, "model")
+        }
+        if self.consensus.model is not None:
+            found[("consensus", "model")] = self.consensus.model
+        return found
+
+    @property
+    def most_repairs(self) -> int:
+        """How often one answer may be asked for again."""
+        return self.repairs if self.repairs is not None else int(self.kind == "extraction")
+
+    @property
+    def traced(self) -> bool:
+        """Steps go into the trials table."""
+        return self.keep_trace if self.keep_trace is not None else self.executor is not None
+
+    @property
+    def answer_schema(self) -> Schema | None:
+        """What answers are held against, once settled."""
+        if not isinstance(self.json_schema, Mapping):
+            return None
+        return Schema(dict(self.json_schema), model=self._model)
+
+    @property
+    def shared(self) -> bool:
+        """Its genomes serve other tasks too."""
+        return self._shared
+
+    def sharing(self) -> Task:
+        """This task as one of several."""
+        task = self.model_copy()
+        task._shared = True
+        return task
+
     def weight(self, scorer: str) -> float:
         """The scorer's weight in quality."""
         return self.weights.get(scorer, 1.0)
@@ -152,12 +258,16 @@ class Task(Part):
         if self.kind == "extraction" and self.json_schema:
             schema = self._schema(root)
             _refuse_invalid(schema, splits)
-            return _checked(self, json_schema=schema.schema)
+            task = _checked(self, json_schema=schema.schema)
+            task._model = schema.model
+            return task
         return self
 
     def _schema(self, root: Path) -> Schema:
         if not isinstance(self.json_schema, str):
-            return Schema(self.json_schema or {})
+            return Schema(self.json_schema or {}, model=self._model)
+        if code.is_spec(self.json_schema):
+            return Schema(load_model(self.json_schema).model_json_schema(), self.json_schema, self.json_schema)
         path = root / self.json_schema
         try:
             loaded = json.loads(path.read_text(encoding="utf-8"))
@@ -174,9 +284,11 @@ class Task(Part):
 def _checked(task: Task, **changes: Json) -> Task:
     """A changed copy that went through the validators. Raises: ConfigError."""
     try:
-        return Task(**{**{name: getattr(task, name) for name in Task.model_fields}, **changes})
+        made = Task(**{**{name: getattr(task, name) for name in Task.model_fields}, **changes})
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
+    made._shared, made._model = task._shared, task._model
+    return made
 
 
 def _mapping_problem(mapping: Mapping[str, str], labels: Iterable[str]) -> str:
