@@ -472,13 +472,15 @@ def _asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) ->
     return aside(lambda: asyncio.run(ask()))
 
 
-def exported(folder: str | Path, genome: str = "recommended", task: str | None = None, *, tests: bool = False) -> Any:
+def exported(
+    folder: str | Path, genome: str = "recommended", task: str | None = None, *, tests: bool = False
+) -> dict[str, Any]:
     """A configuration of a run as it leaves evocluster, as JSON data (see tasks.export, tasks.handover).
 
     `tests`: with what retrieval shows for the test examples. Raises: errors.ConfigError, errors.RunDamaged.
     """
     result = Result(folder)
-    member, found = chosen(result, genome), plan(result.path / "config.yaml")
+    member, found = chosen(result, genome, task), plan(result.path / "config.yaml")
     facts = found.facts()
     unchanged(result, facts)
     models = {name: Portable(name, model) for name, model in found.config.resolved_models().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,8 +49,11 @@ def export(
     Prompts hold places for the input: {{input}}, {{field}} for a field of it, {{context}} for retrieved passages.
     Keys are never written, only the names of the variables that hold them. What a format cannot hold is refused.
 
-    Examples: evocluster export runs/quickstart --as openai --out triage.py; echo "Where is my parcel?" | python
-    triage.py; evocluster export runs/quickstart --genome start --as promptfoo --out promptfooconfig.yaml
+    Examples:
+
+    evocluster export runs/quickstart --as openai --out triage.py; echo "Where is my parcel?" | python triage.py
+
+    evocluster export runs/quickstart --genome start --as promptfoo --out promptfooconfig.yaml
     """
     from evocluster import build
 
@@ -59,7 +63,8 @@ def export(
     found = build.exported(folder, genome, task, tests=form == "promptfoo")
     text = WRITERS[form](found)
     if target is None:
-        typer.echo(text, nl=False)
+        encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
+        typer.echo(text if encoding == "utf8" else text.encode(), nl=False)  # a file stays UTF-8 in any terminal
         return
     try:
         target.write_text(text, encoding="utf-8")

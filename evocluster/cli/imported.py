@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 
 from evocluster.cli.screen import inert, plain
 from evocluster.complaints import SECRET, Keys, dotted, secrets
@@ -107,9 +107,7 @@ class Report:
             for entry, places in list(entries.items())[:SHOWN]:
                 more = f" and {len(places) - 2} more" if len(places) > 2 else ""
                 at = f" ({'; '.join(places[:2])}{more})" if places else ""
-                grid = Table.grid(padding=(0, 0, 0, 2))
-                grid.add_row("", plain(f"{_line(entry.what)}{at}: {entry.told}"))
-                console.print(grid)
+                console.print(Padding(plain(f"{_line(entry.what)}{at}: {entry.told}"), (0, 0, 0, 2)))
             if len(entries) > SHOWN:
                 console.print(plain(f"  ... and {len(entries) - SHOWN} more in IMPORT.md"))
         console.print(plain("\nAll of this stands in IMPORT.md."))

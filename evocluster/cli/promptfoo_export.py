@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from evocluster.cli.leaving import Export, origin, reading, refuse, single, unrepaired
-from evocluster.cli.standalone import functions
+from evocluster.cli.standalone import functions, laid_out
 
 Settings = Mapping[str, Any]
 Assertion = dict[str, Any]
@@ -88,7 +88,7 @@ def _prompt(winner: Settings) -> dict[str, Any]:
     if winner["ask"]["prompt"] is not None:
         return {"label": "winner", "raw": winner["ask"]["prompt"]}
     # A prompt that is JSON: promptfoo renders each text inside it, so inputs need no escaping of their own.
-    return {"label": "winner", "raw": json.dumps(winner["ask"]["messages"], indent=1, ensure_ascii=False)}
+    return {"label": "winner", "raw": laid_out(winner["ask"]["messages"])}
 
 
 def _provider(export: Export, winner: Settings) -> dict[str, Any]:

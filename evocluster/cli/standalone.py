@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evocluster.cli.leaving import Export, asked, of_program, origin, reading, refuse
+from evocluster.cli.leaving import Export, of_program, origin, reading, refuse
 
 _HERE = Path(__file__).parent
 _ONLY = re.compile(r"\s*# only: (?P<needs>[\w ]+)$")
@@ -119,6 +119,7 @@ def _features(winner: Mapping[str, Any]) -> frozenset[str]:
         "reasoning": bool(read["after"]),
         "concluding": winner["conclude"] is not None,
         "repairing": winner["repairs"] > 0,
+        "unrepaired": winner["repairs"] == 0,
         "voting": voting,
         "judged": winner["ballot"] is not None,
         "wrapped": any(call["wrapped"] for call in sent),
@@ -181,12 +182,12 @@ def _header(export: Export, winner: Mapping[str, Any], features: frozenset[str])
     needs = ["openai>=1.40", *(["jsonschema>=4.20"] if "validated" in features else [])]
     listed = ", ".join(json.dumps(each) for each in needs)
     lines = [_safe(line) for line in origin(export)]
-    calls = {name: export["endpoints"][name] for name in asked(winner)}
-    keys = sorted({each["key_env"] for each in calls.values() if each["key_env"]})
+    endpoints = export["endpoints"].values()
+    keys = sorted({each["key_env"] for each in endpoints if each["key_env"]})
     uses = [
         f"    pip install {' '.join(re.split('[>=]', each)[0] for each in needs)}",
         *(f"    export {key}=..." for key in keys),
-        *(f"    export {each['url_env']}=...  # instead of {each['base_url']}" for each in calls.values()),
+        *(f"    export {each['url_env']}=...  # instead of {_safe(each['base_url'])}" for each in endpoints),
         '    echo "some input" | python THIS_FILE',
     ]
     if "modelled" in features:

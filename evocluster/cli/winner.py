@@ -99,16 +99,17 @@ def ask(client: OpenAI | Mapping[str, OpenAI], model: str, prompt: Prompt, key: 
     prompt = follow(prompt, WINNER["conclude"], {"reply": reply.strip() or "..."})
     reply = send(client, prompt, calls["conclude"], seed)
     # end
-    found = read(reply)
+    return read(reply)  # only: unrepaired
     # only: repairing
+    found = read(reply)
     for _ in range(WINNER["repairs"]):
         if found.ok:
             break
         known = {"reply": reply.strip()[:2000] or "...", "problem": found.problem}
         reply = send(client, follow(prompt, WINNER["repair"], known), calls["repair"], seed)
         found = read(reply)
-    # end
     return found
+    # end
 
 
 # only: voting
@@ -313,7 +314,8 @@ def read_json(text: str) -> Answer:
         return Answer(encodable(text.strip()), None, False, f"there is no JSON {what} in it")
     problem = ""
     problem = flaw(value, WINNER["read"]["json_schema"])  # only: checked
-    problem = complaint(value)  # only: modelled validated
+    problem = complaint(value)  # only: validated
+    problem = objection(value)  # only: modelled
     return Answer(canonical(value), value, not problem, problem)
 
 
@@ -371,7 +373,7 @@ def model() -> type[BaseModel]:
     return found
 
 
-def complaint(value: Any) -> str:  # type: ignore[no-redef]  # noqa: F811
+def objection(value: Any) -> str:
     """What your pydantic model says of a value; '' for nothing."""
     try:
         model().model_validate(value)

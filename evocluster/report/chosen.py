@@ -14,10 +14,11 @@ SHORT = 8
 """Digits of an id that are shown, and enough to name a configuration."""
 
 
-def chosen(result: Found, wanted: str) -> dict[str, Any]:
+def chosen(result: Found, wanted: str, task: str | None = None) -> dict[str, Any]:
     """`genome` (its id), `genes`, `role`, `why` and `scores` (split -> objective -> interval) of a configuration.
 
-    `wanted`: recommended, start, or an id or its beginning. Raises: errors.ConfigError, errors.RunDamaged.
+    `wanted`: recommended, start, or an id or its beginning; `task`: scores on that one of several.
+    Raises: errors.ConfigError, errors.RunDamaged.
     """
     if wanted == "recommended":
         member = result.recommended
@@ -26,15 +27,15 @@ def chosen(result: Found, wanted: str) -> dict[str, Any]:
                 f"{str(result.path)!r} has no recommended configuration (status: {result.status}); finish it with "
                 f"evocluster resume {result.path}, or name one: --genome start, or an id of genomes.jsonl"
             )
-        return _told(result, member)
+        return _told(result, member, task)
     if wanted == "start":
         if result.start is None:
             raise ConfigError(
                 f"{str(result.path)!r} has not measured its start yet (status: {result.status}); finish it with "
                 f"evocluster resume {result.path}, or name a configuration of genomes.jsonl by its id"
             )
-        return _told(result, result.start)
-    return _told(result, _by_id(result, wanted))
+        return _told(result, result.start, task)
+    return _told(result, _by_id(result, wanted), task)
 
 
 def unchanged(result: Found, facts: Mapping[str, Any]) -> None:
@@ -65,14 +66,15 @@ def repairs(result: Found, genome: str) -> dict[str, int]:
     }
 
 
-def _told(result: Found, member: Mapping[str, Any]) -> dict[str, Any]:
+def _told(result: Found, member: Mapping[str, Any], task: str | None) -> dict[str, Any]:
     start = result.start is not None and member["genome"] == result.start["genome"]
+    scored = member if task is None else (member.get("tasks") or {}).get(task) or {}
     return {
         "genome": member["genome"],
         "genes": member["genes"],
         "role": "recommended" if member.get("recommended") else "start" if start else "",
         "why": member.get("why") or "",
-        "scores": {split: member[split] for split in BEST_SPLIT if member.get(split)},
+        "scores": {split: scored[split] for split in BEST_SPLIT if scored.get(split)},
     }
 
 

@@ -18,7 +18,7 @@ from evocluster.records import Example, FrozenDict, FrozenJson, FrozenMap, Genom
 from evocluster.tasks.answers import Answer
 from evocluster.tasks.dataset import SPLITS, Splits
 from evocluster.tasks.documents import Passage
-from evocluster.tasks.program import Program, _ballot, _Vote
+from evocluster.tasks.program import Program, Vote, ballot
 from evocluster.tasks.prompts import CONTEXT, INPUT, Frame, Genes, read_genes, show, show_passages
 
 Wire = Callable[[str, Request], Mapping[str, Json]]
@@ -88,7 +88,7 @@ class Winner(Record):
 def winner(program: Program, genome: Genome, splits: Splits, wire: Wire) -> Winner:
     """The genome as templates and parameters. Raises: ConfigError (it does not fit the task), errors.Refused."""
     task, genes = program.task, read_genes(genome)
-    frame = program._framed(genome, genes, genes.demos)
+    frame = program.framed(genome, genes, genes.demos)
     question = _Question(frame, splits)
     said = genes.use_consensus
     votes = said if isinstance(said, tuple) else (genes.model,) * said
@@ -127,7 +127,7 @@ class _Question:
         names = list(dict.fromkeys(name for given in objects for name in given))
         self._frame = frame
         self.objects = bool(objects)
-        self.fields = tuple(names) if frame._template else ()
+        self.fields = tuple(names) if frame.template else ()
         self.marks = _marks(frame.ask(_example(""), 0, 0), 4 + len(names))
         fresh = iter(self.marks)
         self._reply, self._problem, mark, passage = (next(fresh) for _ in range(4))
@@ -225,7 +225,7 @@ def _example(given: Json) -> Example:
 def _vote(marks: Sequence[str], model: str) -> tuple[Request, Ballot]:
     """The request for a decision, and its templates."""
     question, *outputs = marks[:3]
-    request = _ballot(_example(question), [_Vote("", Answer(output=output), 0) for output in outputs], model)
+    request = ballot(_example(question), [Vote("", Answer(output=output), 0) for output in outputs], model)
     answers = "\n\n".join(f"Answer {number}:\n{output}" for number, output in enumerate(outputs, 1))
     places = {question: "{{question}}", answers: "{{answers}}", "1, 2": "{{numbers}}"}
     return request, Ballot(model=model, messages=_messages(request.messages, places))

@@ -44,8 +44,8 @@ class Runs(Protocol):
         ...
 
 
-class _Vote(NamedTuple):
-    """One sample's way to an answer."""
+class Vote(NamedTuple):
+    """One sample's answer, and the way to it."""
 
     raw: str
     answer: Answer
@@ -139,7 +139,7 @@ class Program:
 
     async def _vote(
         self, example: Example, frame: Frame, passages: tuple[Passage, ...], calls: Calls, replicate: int, twin: int
-    ) -> list[_Vote]:
+    ) -> list[Vote]:
         """Every sample's answer; those that failed are left out while one succeeded. Raises: ModelError."""
         said = frame.genes.use_consensus
         models = said if isinstance(said, tuple) else (frame.genes.model,) * said
@@ -155,12 +155,12 @@ class Program:
         for failure in failures:
             if isinstance(failure, FATAL) or not isinstance(failure, ModelError):
                 raise failure
-        votes = [one for one in done if isinstance(one, _Vote)]
+        votes = [one for one in done if isinstance(one, Vote)]
         if not votes:
             raise failures[0]
         return votes
 
-    async def _one(self, request: Request, frame: Frame, calls: Calls) -> _Vote:
+    async def _one(self, request: Request, frame: Frame, calls: Calls) -> Vote:
         """One sample: asked, read, and asked again while it does not parse."""
         raw = (await calls(request, "reason" if frame.concludes else "answer")).text
         if frame.concludes:
@@ -171,16 +171,16 @@ class Program:
             repairs += 1
             raw = (await calls(frame.repair(request, raw, answer.problem), "repair")).text
             answer = self._read(raw, frame)
-        return _Vote(raw, answer, repairs)
+        return Vote(raw, answer, repairs)
 
-    async def _decide(self, example: Example, votes: Sequence[_Vote], calls: Calls, frame: Frame) -> _Vote:
+    async def _decide(self, example: Example, votes: Sequence[Vote], calls: Calls, frame: Frame) -> Vote:
         """The answer most agree on, the earliest of them; or the one a judge picks. Only what parsed may win."""
         able = [vote for vote in votes if vote.answer.ok] or list(votes)
         names = [self._name(vote.answer) for vote in able]
         distinct = [able[names.index(name)] for name in dict.fromkeys(names)]
         settings = self.task.consensus
         if settings.decide == "judge" and len(distinct) > 1:
-            reply = await calls(_ballot(example, distinct, settings.model or frame.genes.model), "vote")
+            reply = await calls(ballot(example, distinct, settings.model or frame.genes.model), "vote")
             number = re.search(r"\d+", reply.text)
             picked = int(number[0]) if number else 0
             if 1 <= picked <= len(distinct):
@@ -197,14 +197,15 @@ class Program:
     def _frame(self, genome: Genome, example: Example) -> Frame:
         genes = read_genes(genome)
         if example.id in genes.demos:
-            return self._framed(genome, genes, tuple(id for id in genes.demos if id != example.id))
+            return self.framed(genome, genes, tuple(id for id in genes.demos if id != example.id))
         if genome.id not in self._frames:
             while len(self._frames) >= FRAMES_KEPT:
                 del self._frames[next(iter(self._frames))]
-            self._frames[genome.id] = self._framed(genome, genes, genes.demos)
+            self._frames[genome.id] = self.framed(genome, genes, genes.demos)
         return self._frames[genome.id]
 
-    def _framed(self, genome: Genome, genes: Genes, demos: tuple[str, ...]) -> Frame:
+    def framed(self, genome: Genome, genes: Genes, demos: tuple[str, ...]) -> Frame:
+        """All of a genome's requests that does not depend on the example, with these demos. Raises: ConfigError."""
         unknown = [id for id in demos if id not in self._train]
         if unknown and not self.task.shared:
             hint = nearest(unknown[0], self._train)
@@ -239,7 +240,7 @@ def _votes(value: Json) -> int:
     return len(value) if isinstance(value, list | tuple) else int(value)
 
 
-def _ballot(example: Example, answers: Sequence[_Vote], model: str) -> Request:
+def ballot(example: Example, answers: Sequence[Vote], model: str) -> Request:
     """Which of several answers is best: universal self-consistency (Chen et al. 2023)."""
     shown = "\n\n".join(
         f"Answer {number}:\n{vote.answer.output[:CANDIDATES_SHOWN]}" for number, vote in enumerate(answers, 1)

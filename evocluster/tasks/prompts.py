@@ -134,10 +134,11 @@ class Frame:
             self._out = "Answer"
         self._head = self._instruction()
         named = set(_NAMED.findall(genes.rubric))
-        self._template = bool({INPUT, CONTEXT, *fields} & named)
-        if self._template and not {INPUT, *fields} & named:
+        self.template = bool({INPUT, CONTEXT, *fields} & named)
+        """The rubric says where the input stands."""
+        if self.template and not {INPUT, *fields} & named:
             self._head = f"{self._head}\n\n{self._in}: {{{INPUT}}}"
-        head = "" if self._template else self._head
+        head = "" if self.template else self._head
         if genes.demo_style == "chat":
             self._turns = [Message(role="system", content=head)] if head else []
             for demo in demos:
@@ -236,7 +237,7 @@ class Frame:
     def _asked(self, example: Example, passages: Sequence[Passage]) -> str:
         """The question about one input: the rubric filled in where it is a template, else the input by itself."""
         context = show_passages(passages)
-        if self._template:
+        if self.template:
             filled = self._filled(example.input, context)
             unplaced = context and f"{{{CONTEXT}}}" not in self._head
             return f"{context}\n\n{filled}" if unplaced else filled
