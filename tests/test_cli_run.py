@@ -119,7 +119,7 @@ def test_a_finished_run_says_where_it_is_and_what_is_next(tmp_path: Path) -> Non
     assert "Front on test (12 examples), 95 % intervals" in done.out
     assert "Status: finished" in done.out
     assert "The search ended by: generations" in done.out
-    assert f"Next: evocluster show {run} --full" in done.out.splitlines()
+    assert f"Next: evocluster report {run}" in done.out.splitlines()
     again = call("resume", run)
     assert again.code == 0
     assert "is finished; nothing to do" in again.err

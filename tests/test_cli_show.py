@@ -101,7 +101,7 @@ def test_what_stands_around_the_table(run: Path) -> None:
         "Spent: 1492 evaluations, 1495 calls (5 from the cache), $0.0249 spent ($0.0349 without the cache), 6 s",
         "The search ended by: calls",
         f"Run folder: {run} (",
-        f"Next: evocluster show {run} --full",
+        f"Next: evocluster report {run}",
     ):
         assert text in printed
 
@@ -175,4 +175,4 @@ def test_a_narrow_encoding_is_no_error(tmp_path: Path) -> None:
 def test_paths_are_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder(tmp_path / "my runs" / "one", [member(1, {})], None)
     monkeypatch.chdir(tmp_path)
-    assert "Next: evocluster show 'my runs/one' --full" in call("show", run).out
+    assert "Next: evocluster report 'my runs/one'" in call("show", run).out

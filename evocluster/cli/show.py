@@ -144,7 +144,9 @@ def _print_run(console: Console, result: Found, front: bool) -> None:
     console.print(
         plain(f"Run folder: {folder} (front.json, run.json, genomes.jsonl, trials/*.parquet)"), soft_wrap=True
     )
-    commands = [f"evocluster show {folder} --full", f"evocluster show {folder} --json"]
+    commands = [
+        f"evocluster {verb}" for verb in (f"report {folder}", f"show {folder} --full", f"export {folder} --as openai")
+    ]
     if result.status in ("interrupted", "failed", "running"):
         commands = [f"evocluster resume {folder}"]
     for label, command in zip(("Next:", "     "), commands, strict=False):
