@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,13 +46,12 @@ def watch(
         screen.plain(f"Watching {folder} at {server.address} (Ctrl-C ends the watching, not the run)"), soft_wrap=True
     )
     try:
-        if not no_open:
-            import webbrowser
+        with suppress(KeyboardInterrupt):  # how watching ends
+            if not no_open:
+                import webbrowser
 
-            webbrowser.open(server.address)
-        _follow(live)
-    except KeyboardInterrupt:
-        pass
+                webbrowser.open(server.address)
+            _follow(live)
     finally:
         server.shutdown()
         server.server_close()

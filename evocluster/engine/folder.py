@@ -93,55 +93,32 @@ def recipe(proposal: Proposal) -> str:
     return digest(proposal.model_dump(mode="json"))[:16]
 
 
-def _usage_row(usage: Usage) -> dict[str, Any]:
-    return {
-        "latency_ms": usage.seconds * 1000,
-        "seconds": usage.seconds,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "cost_usd": usage.usd,
-        "paid_usd": usage.paid_usd,
-        "calls": usage.calls,
-        "cached_calls": usage.cached,
-    }
+_ANSWERING = {
+    "calls": "calls",
+    "cached": "cached_calls",
+    "prompt_tokens": "prompt_tokens",
+    "completion_tokens": "completion_tokens",
+    "usd": "cost_usd",
+    "paid_usd": "paid_usd",
+    "seconds": "seconds",
+}
+_JUDGING = {name: f"judge_{name}" for name in _ANSWERING}
+"""Field of a usage -> its column."""
 
 
-def _usage(row: Mapping[str, Any]) -> Usage:
-    return Usage(
-        calls=row["calls"],
-        cached=row["cached_calls"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        usd=row["cost_usd"],
-        paid_usd=row["paid_usd"],
-        seconds=row["seconds"],
-    )
+def _usage_row(usage: Usage, columns: Mapping[str, str]) -> dict[str, Any]:
+    return {column: getattr(usage, name) for name, column in columns.items()}
 
 
-def _judging_row(usage: Usage) -> dict[str, Any]:
-    return {
-        "judge_calls": usage.calls,
-        "judge_cached": usage.cached,
-        "judge_prompt_tokens": usage.prompt_tokens,
-        "judge_completion_tokens": usage.completion_tokens,
-        "judge_usd": usage.usd,
-        "judge_paid_usd": usage.paid_usd,
-        "judge_seconds": usage.seconds,
-    }
-
-
-def _judging(row: Mapping[str, Any]) -> Usage:
-    if not row.get("judge_calls"):
+def _usage(row: Mapping[str, Any], columns: Mapping[str, str]) -> Usage:
+    """What was written; nothing where the folder is of a version without these columns."""
+    if row.get(columns["calls"]) is None:
         return Usage()
-    return Usage(
-        calls=row["judge_calls"],
-        cached=row["judge_cached"],
-        prompt_tokens=row["judge_prompt_tokens"],
-        completion_tokens=row["judge_completion_tokens"],
-        usd=row["judge_usd"],
-        paid_usd=row["judge_paid_usd"],
-        seconds=row["judge_seconds"],
-    )
+    return Usage(**{name: row[column] for name, column in columns.items()})
+
+
+def _answering_row(usage: Usage) -> dict[str, Any]:
+    return {"latency_ms": usage.seconds * 1000, **_usage_row(usage, _ANSWERING)}
 
 
 def _spend(trial: Trial) -> str | None:
@@ -166,7 +143,7 @@ def rows(trial: Trial) -> list[dict[str, Any]]:
     }
     made: list[dict[str, Any]] = []
     if trial.usage.calls or trial.error or not trial.evaluations:
-        made.append({**common, "kind": "operator", **_usage_row(trial.usage), "flags": [], "error": trial.error})
+        made.append({**common, "kind": "operator", **_answering_row(trial.usage), "flags": [], "error": trial.error})
     for evaluation in trial.evaluations:
         item = evaluation.item
         made.append(
@@ -184,8 +161,8 @@ def rows(trial: Trial) -> list[dict[str, Any]]:
                 "scores": canonical(
                     {name: {"value": score.value, "reason": score.reason} for name, score in evaluation.scores.items()}
                 ),
-                **_usage_row(evaluation.usage),
-                **_judging_row(evaluation.judging),
+                **_answering_row(evaluation.usage),
+                **_usage_row(evaluation.judging, _JUDGING),
                 "trace": canonical(evaluation.trace) if evaluation.trace else None,
                 "repairs": evaluation.repairs,
                 "flags": list(evaluation.flags),
@@ -204,11 +181,11 @@ def _evaluation(row: Mapping[str, Any]) -> Evaluation:
         quality=row["quality"],
         validator=row["validator"],
         schema_ok=row["schema_ok"],
-        usage=_usage(row),
+        usage=_usage(row, _ANSWERING),
         repairs=row["repairs"],
         flags=tuple(row["flags"] or ()),
         error=row["error"],
-        judging=_judging(row),
+        judging=_usage(row, _JUDGING),
         trace=json.loads(row["trace"]) if row.get("trace") else (),
     )
 
@@ -218,7 +195,7 @@ def _stored(batch: Sequence[Mapping[str, Any]]) -> Stored:
     stored = Stored(number=first["proposal"], recipe=first["recipe"], genome_id=first["genome_id"])
     for row in batch:
         if row["kind"] == "operator":
-            stored.usage, stored.error = _usage(row), row["error"]
+            stored.usage, stored.error = _usage(row, _ANSWERING), row["error"]
         else:
             stored.evaluations.append(_evaluation(row))
     return stored

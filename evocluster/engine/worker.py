@@ -6,7 +6,6 @@ any number of concurrent `run`, `close`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from evocluster.llm.client import LLM, Cache, Reply, Request, usage
 from evocluster.records import Evaluation, Genome, Item, Proposal, Spend, Trial, Usage
 from evocluster.search.operators import Operator
 from evocluster.search.space import Space
+from evocluster.tasks.calls import together
 
 
 class Evaluate(Protocol):
@@ -143,11 +143,4 @@ class Worker:
             finally:
                 freed()
 
-        tasks = [asyncio.ensure_future(one(item)) for item in items]
-        try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+        return await together(one(item) for item in items)

@@ -5,7 +5,6 @@ Check(task, ...)  finds the judge  ->  prepare  reads rubric and labels  ->  run
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from evocluster.errors import FATAL, ConfigError, ModelError
 from evocluster.llm.client import LLM, Abilities, unconfigured
 from evocluster.records import Json, Record
 from evocluster.tasks.agreement import Agreement, Stability, agreement, stability, verdict
+from evocluster.tasks.calls import together
 from evocluster.tasks.dataset import ReadParquet
 from evocluster.tasks.grading import Grade
 from evocluster.tasks.judge import Judge, JudgeFlag
@@ -117,7 +117,7 @@ class Check:
         """
         judge, repeats = self.judge, self._repeats
         asked = [(label, replicate) for label in self._labels for replicate in range(repeats)]
-        grades = await _all([_one(judge, label, llm, replicate) for label, replicate in asked])
+        grades = await together(_one(judge, label, llm, replicate) for label, replicate in asked)
         _refuse_silence(grades)
         said = [grades[at : at + repeats] for at in range(0, len(grades), repeats)]
         cases = tuple(_case(label, each) for label, each in zip(self._labels, said, strict=True))
@@ -193,14 +193,3 @@ async def _one(judge: Judge | JudgeFlag, label: Labelled, llm: LLM, replicate: i
         raise
     except (ValueError, ModelError) as failure:
         return failure
-
-
-async def _all(work: Sequence[Any]) -> list[Grade | Exception]:
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -9,15 +9,16 @@ and else may come out too long, never too short. (Virtual time: Jefferson 1985, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from evocluster.errors import TooManyCalls
 from evocluster.llm.client import LLM, Message, Reply, Request, usage
 from evocluster.records import Genome, Json, Usage
 from evocluster.tasks.execution import Step
 
+T = TypeVar("T")
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
 
@@ -153,6 +154,18 @@ class Calls:
             # Tasks that were made together begin together, also where the first would be answered at once.
             await asyncio.sleep(0)
         return clock
+
+
+async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+    """All of it side by side, in its order; where one fails the others are cancelled before it is raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _present_task() -> asyncio.Task[Any] | None:

@@ -18,7 +18,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from evocluster.tasks.words import nearest
 _SPEC = re.compile(r"(?P<where>.+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)", re.DOTALL)
 _SHAPE = "allowed: 'file.py:name' or 'package.module:name', e.g. 'evals.py:polite'"
 _NAMES_SHOWN = 12
+_ABSENT = object()
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 """Plain functions that run at the same time; more would share the processors and pass their deadlines together."""
 COROUTINES = 64
@@ -229,31 +231,32 @@ def _from_file(spec: str, path: Path) -> ModuleType:
 
 
 def _from_path(spec: str, where: str) -> ModuleType:
-    try:
+    with _looking(spec, where):
         return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name is None or not _within(where, error.name):
-            raise _refused(spec, error) from error
-        raise _no_module(spec, error.name) from error
-    except (Exception, SystemExit) as error:
-        raise _refused(spec, error) from error
 
 
 def _origin(spec: str, where: str) -> Path | None:
     """The file of a module, None for one built into the interpreter."""
-    try:
-        loaded = sys.modules.get(where)
+    loaded = sys.modules.get(where)
+    with _looking(spec, where):
         found = loaded.__spec__ if loaded is not None else importlib.util.find_spec(where)
+    if found is None and loaded is None:
+        raise _no_module(spec, where)
+    origin = found.origin if found is not None else getattr(loaded, "__file__", None)
+    return Path(origin) if origin and Path(origin).is_file() else None
+
+
+@contextmanager
+def _looking(spec: str, where: str) -> Iterator[None]:
+    """What may go wrong while a module is looked for, as ConfigError."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or not _within(where, error.name):
             raise _refused(spec, error) from error
         raise _no_module(spec, error.name) from error
     except (Exception, SystemExit) as error:
         raise _refused(spec, error) from error
-    if found is None and loaded is None:
-        raise _no_module(spec, where)
-    origin = found.origin if found is not None else getattr(loaded, "__file__", None)
-    return Path(origin) if origin and Path(origin).is_file() else None
 
 
 def _within(module: str, missing: str) -> bool:
@@ -288,10 +291,9 @@ def _raised_in(error: BaseException, folder: Path | None) -> str:
 
 def _member(spec: str, owner: Any, name: str) -> Any:
     """Raises: ConfigError listing the public names."""
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        pass
+    found = getattr(owner, name, _ABSENT)
+    if found is not _ABSENT:
+        return found
     names = [each for each in vars(owner) if not each.startswith("_")] if hasattr(owner, "__dict__") else []
     home = getattr(owner, "__name__" if isinstance(owner, ModuleType) else "__module__", "")
     own = [each for each in names if getattr(getattr(owner, each), "__module__", home) == home]
