@@ -29,9 +29,9 @@ from evocluster.records import FrozenMap, Json
 from evocluster.search.across import How
 from evocluster.search.budget import Budget
 from evocluster.search.objectives import FOUR, Composite, Objective
-from evocluster.search.optimizer import Search
 from evocluster.search.recommend import Recommend
 from evocluster.search.recommend import parse as parse_rule
+from evocluster.search.settings import Search
 from evocluster.search.space import Genes
 from evocluster.tasks.code import is_spec
 from evocluster.tasks.task import BUILT_IN_NAMES, Task

@@ -204,6 +204,8 @@ class Trial(Record):
     error: str | None = None
     spend: tuple[Spend, ...] = ()
     """The same and all of the evaluations' calls again, by model and purpose: for accounts only."""
+    notes: FrozenMap = FrozenDict()
+    """What the operator tells besides the genome, as JSON: the change it made, the mutation prompt it used."""
 
     @property
     def total(self) -> Usage:

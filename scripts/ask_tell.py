@@ -18,7 +18,7 @@ from evocluster.search.budget import Budget
 from evocluster.search.members import Member
 from evocluster.search.objectives import FOUR, Composite
 from evocluster.search.operators import portfolio
-from evocluster.search.optimizer import Search
+from evocluster.search.settings import Search
 from evocluster.search.space import Space
 
 SPACE = {

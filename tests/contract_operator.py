@@ -29,7 +29,7 @@ class OperatorContract:
             rng = np.random.default_rng(seed)
             parents = [where.sample(rng) for _ in range(self.operator().arity)]
             try:
-                made.append(await self.operator().vary(where, parents, {}, echo, rng))
+                made.append((await self.operator().vary(where, parents, {}, echo, rng)).genome)
             except EvoclusterError:
                 continue
         assert len(made) > count // 3
@@ -61,7 +61,7 @@ class OperatorContract:
             where.sample(rng).replace(max_tokens=999, demos=("gone", f"t00{i}"), rubric=f"Own {i}.") for i in range(2)
         ]
         parents = outside[: self.operator().arity]
-        child = await self.operator().vary(where, parents, {}, echo, rng)
+        child = (await self.operator().vary(where, parents, {}, echo, rng)).genome
         assert where.contains(child)
 
     def test_it_names_its_needs(self) -> None:

@@ -13,8 +13,9 @@ from evocluster.llm.client import Abilities, Reply, Request
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Split, Trial, Usage
 from evocluster.search.budget import Budget
 from evocluster.search.objectives import FOUR, Composite, Objective
-from evocluster.search.operators import EVALUATE, portfolio
-from evocluster.search.optimizer import Optimizer, Search
+from evocluster.search.operators import EVALUATE, Child, portfolio
+from evocluster.search.optimizer import Optimizer
+from evocluster.search.settings import Search
 from evocluster.search.space import Pool, Space
 
 LABELS = 4
@@ -115,10 +116,10 @@ class World:
         self.operators = portfolio(settings, where)
         self.broken = broken
 
-    def make(self, proposal: Proposal) -> Genome:
+    def make(self, proposal: Proposal) -> Child:
         """The genome of a proposal, by its operator; LLM operators get `echo`."""
         if proposal.operator == EVALUATE:
-            return proposal.parents[0]
+            return Child(proposal.parents[0])
         if proposal.operator in self.broken:
             raise OperatorFailed("broken on purpose")
         operator = self.operators[proposal.operator]
@@ -127,14 +128,14 @@ class World:
         try:
             steps.send(None)
         except StopIteration as end:
-            made: Genome = end.value
+            made: Child = end.value
             return made
         raise AssertionError("an operator waited for something that is not there")
 
     def run(self, proposal: Proposal) -> Trial:
         """The trial of a proposal, the same every time."""
         try:
-            genome = self.make(proposal)
+            genome, notes = self.make(proposal)
         except OperatorFailed as error:
             return Trial(proposal=proposal, error=str(error))
         calls = 1 if proposal.operator in ("rewrite", "merge") else 0
@@ -143,6 +144,7 @@ class World:
             genome=genome,
             evaluations=tuple(evaluate(genome, item) for item in proposal.items),
             usage=Usage(calls=calls, usd=calls * 1e-6),
+            notes=dict(notes),
         )
 
 

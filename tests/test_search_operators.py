@@ -11,8 +11,8 @@ from evocluster.errors import ConfigError, OperatorFailed
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome
 from evocluster.search.operators import Credit, Crossover, Mutate, Operator, Seed, portfolio
-from evocluster.search.optimizer import Search
 from evocluster.search.rewrite import Merge, Rewrite, accepted, cleaned
+from evocluster.search.settings import Search
 
 
 class TestSeed(OperatorContract):
@@ -51,7 +51,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 async def test_seed_takes_the_given_genome_as_it_is() -> None:
     genes = {"rubric": "outside", "anything": 1}
-    child = await Seed().vary(space(), (), {"genome": genes}, echo, rng())
+    child = (await Seed().vary(space(), (), {"genome": genes}, echo, rng())).genome
     assert child == Genome(genes=genes)
 
 
@@ -59,7 +59,7 @@ async def test_mutate_changes_one_to_three_genes() -> None:
     where, changed = space(), set()
     for seed in range(60):
         parent = where.sample(rng(seed))
-        child = await Mutate().vary(where, [parent], {}, echo, rng(seed + 1000))
+        child = (await Mutate().vary(where, [parent], {}, echo, rng(seed + 1000))).genome
         changed.add(sum(child[name] != parent[name] for name in where.names))
     # A move to another model may bring demo_style and constrain along.
     assert {1, 2, 3} <= changed <= {1, 2, 3, 4, 5}
@@ -79,7 +79,7 @@ async def test_mutate_avoids_known_ids() -> None:
     parent = where.sample(rng())
     others = [parent.replace(max_tokens=n) for n in (1, 2, 3, 4) if n != parent["max_tokens"]]
     hints = {"avoid": [genome.id for genome in others[:2]]}
-    children = [await Mutate().vary(where, [parent], hints, echo, rng(seed)) for seed in range(40)]
+    children = [(await Mutate().vary(where, [parent], hints, echo, rng(seed))).genome for seed in range(40)]
     assert sum(child == others[2] for child in children) > 35
 
 
@@ -87,7 +87,7 @@ async def test_demos_touches_nothing_else() -> None:
     where = space()
     for seed in range(20):
         parent = where.sample(rng(seed))
-        child = await Mutate(name="demos", only=("demos",)).vary(where, [parent], {}, echo, rng(seed))
+        child = (await Mutate(name="demos", only=("demos",)).vary(where, [parent], {}, echo, rng(seed))).genome
         assert child["demos"] != parent["demos"]
         assert child.replace(demos=()) == parent.replace(demos=())
 
@@ -96,7 +96,7 @@ async def test_crossover_takes_discrete_genes_from_either_parent() -> None:
     where = space()
     first, second = where.sample(rng(1)), where.sample(rng(2))
     for seed in range(20):
-        child = await Crossover().vary(where, [first, second], {}, echo, rng(seed))
+        child = (await Crossover().vary(where, [first, second], {}, echo, rng(seed))).genome
         for name in ("rubric", "label_names", "model"):
             assert child[name] in (first[name], second[name])
         assert set(child["demos"]) <= {*first["demos"], *second["demos"]}
@@ -114,7 +114,7 @@ def answering(text: str, seen: list[Request] | None = None) -> LLM:
 async def test_rewrite_asks_the_genomes_model_for_nothing_but_the_rubric() -> None:
     where, seen = space(), list[Request]()
     parent = where.sample(rng(4)).replace(rubric="Name the queue: {labels}.")
-    child = await Rewrite().vary(where, [parent], {}, answering("Pick one of {labels}.", seen), rng())
+    child = (await Rewrite().vary(where, [parent], {}, answering("Pick one of {labels}.", seen), rng())).genome
     assert child == parent.replace(rubric="Pick one of {labels}.")
     assert (seen[0].model, seen[0].purpose, seen[0].temperature) == (parent["model"], "rewrite", 0.7)
     assert "Name the queue: {labels}." in seen[0].messages[0].content

@@ -16,8 +16,9 @@ from search_world import ITEMS, ONE, START, drive, items, search, space, truth
 from evocluster.errors import ConfigError
 from evocluster.records import Genome, Proposal, Trial, Usage
 from evocluster.search.budget import Budget
-from evocluster.search.optimizer import Optimizer, Search
+from evocluster.search.optimizer import Optimizer
 from evocluster.search.population import Individual
+from evocluster.search.settings import Search
 
 SMALL = Search(population=8, block=8, finalists=3, lookahead=6)
 

@@ -139,6 +139,7 @@ class Engine:
                     evaluations=tuple(stored.evaluations),
                     usage=stored.usage,
                     error=stored.error,
+                    notes=stored.notes,
                 )
             )
             self._healthy = True

@@ -64,12 +64,14 @@ COLUMNS: Mapping[str, str] = {
     "judge_seconds": "float64",
     "trace": "string",
     "spend": "string",
+    "notes": "string",
 }
 """Columns of trials/*.parquet. `kind` is 'evaluation', or 'operator' for what making the genome itself cost or why it
 failed. `scores` is JSON {scorer: {"value", "reason"}}; cost_usd is at list price, paid_usd leaves cached calls out;
 `seconds` is the latency again, to the last bit, for replay. judge_*: what scoring took. `trace` is a JSON list of
 {purpose, prompt, reply}, null where steps are not recorded. `spend`, on the first row of a trial, is a JSON list of
-what the whole trial took by model and purpose. New columns come last: folders of earlier versions lack them."""
+what the whole trial took by model and purpose; `notes`, there too, is JSON of what the operator tells
+besides the genome. New columns come last: folders of earlier versions lack them."""
 
 
 CHANGELESS = ("data", "code", "rubrics", "documents")
@@ -86,6 +88,7 @@ class Stored:
     evaluations: list[Evaluation] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def recipe(proposal: Proposal) -> str:
@@ -170,6 +173,7 @@ def rows(trial: Trial) -> list[dict[str, Any]]:
             }
         )
     made[0]["spend"] = _spend(trial)
+    made[0]["notes"] = canonical(trial.notes) if trial.notes else None
     return made
 
 
@@ -193,6 +197,7 @@ def _evaluation(row: Mapping[str, Any]) -> Evaluation:
 def _stored(batch: Sequence[Mapping[str, Any]]) -> Stored:
     first = batch[0]
     stored = Stored(number=first["proposal"], recipe=first["recipe"], genome_id=first["genome_id"])
+    stored.notes = json.loads(first["notes"]) if first.get("notes") else {}
     for row in batch:
         if row["kind"] == "operator":
             stored.usage, stored.error = _usage(row, _ANSWERING), row["error"]

@@ -7,14 +7,14 @@ any number of concurrent `run`, `close`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
-from evocluster.records import Evaluation, Genome, Item, Proposal, Spend, Trial, Usage
-from evocluster.search.operators import Operator
+from evocluster.records import Evaluation, Example, Genome, Item, Json, Proposal, Spend, Split, Trial, Usage
+from evocluster.search.operators import Child, Operator
 from evocluster.search.space import Space
 from evocluster.tasks.calls import together
 
@@ -23,6 +23,13 @@ class Evaluate(Protocol):
     """Judges one genome on one item; failures of the example are in the record."""
 
     async def evaluate(self, item: Item, genome: Genome, llm: LLM) -> Evaluation: ...
+
+
+@runtime_checkable
+class Knows(Protocol):
+    """Something that has the texts of the examples."""
+
+    def example(self, split: Split, id: str, twin: int = 0) -> Example: ...
 
 
 class Stack(Protocol):
@@ -111,28 +118,44 @@ class Worker:
         accounts = Accounts(self._llm)
         meter = Meter(accounts)
         try:
-            genome = await self._make(proposal, meter)
+            child = await self._make(proposal, meter)
         except FATAL:
             raise
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
             error = f"{kind}: {type(failure).__name__}: {failure}"
             return Trial(proposal=proposal, usage=meter.usage, error=error, spend=accounts.lines())
-        evaluations = await self._evaluate(proposal.items, genome, accounts, freed)
+        evaluations = await self._evaluate(proposal.items, child.genome, accounts, freed)
         return Trial(
             proposal=proposal,
-            genome=genome,
+            genome=child.genome,
             evaluations=tuple(evaluations),
             usage=meter.usage,
             spend=accounts.lines(),
+            notes=dict(child.notes),
         )
 
-    async def _make(self, proposal: Proposal, llm: LLM) -> Genome:
+    async def _make(self, proposal: Proposal, llm: LLM) -> Child:
         if proposal.operator == "evaluate":
-            return proposal.parents[0]
+            return Child(proposal.parents[0])
         operator = self._operators[proposal.operator]
         rng = np.random.default_rng(proposal.seed)
-        return await operator.vary(self._space, proposal.parents, proposal.hints, llm, rng)
+        return await operator.vary(self._space, proposal.parents, self._told(proposal.hints), llm, rng)
+
+    def _told(self, hints: Mapping[str, Json]) -> Mapping[str, Json]:
+        """The hints, with the texts of the train examples they name put in: the search knows only ids.
+
+        Only `cases` are looked up, and only in train, so that no text of validation or test gets into a prompt.
+        """
+        cases = hints.get("cases")
+        if not cases or not isinstance(self._evaluator, Knows):
+            return hints
+        return {**hints, "cases": [self._case(self._evaluator, case) for case in cases]}
+
+    @staticmethod
+    def _case(known: Knows, case: Mapping[str, Json]) -> Mapping[str, Json]:
+        example = known.example("train", case["example"], case.get("twin", 0))
+        return {**case, "input": example.input, "expected": example.expected}
 
     async def _evaluate(
         self, items: Sequence[Item], genome: Genome, llm: LLM, freed: Callable[[], None]

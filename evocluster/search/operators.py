@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,14 @@ REDRAWS = 8
 """How often a child that is known already is drawn again."""
 EVALUATE = "evaluate"
 """The operator of a proposal that takes parents[0] as it is; it needs no object."""
+
+
+class Child(NamedTuple):
+    """What an operator made."""
+
+    genome: Genome
+    notes: Mapping[str, Json] = {}
+    """JSON that is kept with the trial and handed to the search: what was changed and why."""
 
 
 class Operator(Protocol):
@@ -41,6 +49,11 @@ class Operator(Protocol):
         """At most this many LLM calls for one child."""
         ...
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The hints it reads besides `avoid`, by their names in `hints.HINTS`."""
+        ...
+
     async def vary(
         self,
         space: Space,
@@ -48,7 +61,7 @@ class Operator(Protocol):
         hints: Mapping[str, Json],
         llm: LLM,
         rng: np.random.Generator,
-    ) -> Genome:
+    ) -> Child:
         """A genome inside the space. `hints["avoid"]`: ids not to make again.
 
         Raises: errors.OperatorFailed; errors.ModelError where it asks a model.
@@ -67,6 +80,7 @@ class Seed:
     name: str = "seed"
     arity: int = 0
     calls: int = 0
+    needs: tuple[str, ...] = ()
 
     async def vary(
         self,
@@ -75,16 +89,16 @@ class Seed:
         hints: Mapping[str, Json],
         llm: LLM,
         rng: np.random.Generator,
-    ) -> Genome:
+    ) -> Child:
         if "genome" in hints:
-            return Genome(genes=hints["genome"])
+            return Child(Genome(genes=hints["genome"]))
         known = _known(parents, hints)
         child = space.sample(rng)
         for _ in range(REDRAWS):
             if child.id not in known:
                 break
             child = space.sample(rng)
-        return child
+        return Child(child)
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class Mutate:
     only: tuple[str, ...] = ()
     arity: int = 1
     calls: int = 0
+    needs: tuple[str, ...] = ()
 
     async def vary(
         self,
@@ -103,7 +118,7 @@ class Mutate:
         hints: Mapping[str, Json],
         llm: LLM,
         rng: np.random.Generator,
-    ) -> Genome:
+    ) -> Child:
         movable = [name for name in (self.only or space.free) if space.movable(name)]
         if not movable:
             raise OperatorFailed(f"{self.name}: none of the genes {list(self.only or space.free)!r} can move; free one")
@@ -115,7 +130,7 @@ class Mutate:
                 break
             # Walking on from the known child reaches new ground where all neighbours are known.
             child = self._step(space, child if rng.random() < 0.5 else start, movable, rng)
-        return child
+        return Child(child)
 
     @staticmethod
     def _step(space: Space, parent: Genome, movable: Sequence[str], rng: np.random.Generator) -> Genome:
@@ -131,6 +146,7 @@ class Crossover:
     name: str = "crossover"
     arity: int = 2
     calls: int = 0
+    needs: tuple[str, ...] = ()
 
     async def vary(
         self,
@@ -139,16 +155,16 @@ class Crossover:
         hints: Mapping[str, Json],
         llm: LLM,
         rng: np.random.Generator,
-    ) -> Genome:
+    ) -> Child:
         known = _known(parents, hints)
         child = space.mix(parents[0], parents[-1], rng)
         for _ in range(REDRAWS):
             if child.id not in known:
-                return child
+                return Child(child)
             child = space.mix(parents[0], parents[-1], rng)
         if any(space.movable(name) for name in space.free):
             return await Mutate().vary(space, [child], hints, llm, rng)
-        return child
+        return Child(child)
 
 
 NAMES = ("seed", "mutate", "demos", "crossover", "rewrite", "merge")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from evocluster.records import Evaluation, Genome, Split
+from evocluster.records import Evaluation, Genome, Json, Split
 from evocluster.search import nsga2
 from evocluster.search.objectives import Objective, Tally, built_in
 
@@ -33,6 +33,8 @@ class Individual:
     parents: tuple[str, ...] = ()
     operator: str = "seed"
     tallies: dict[Split, Tally] = field(default_factory=dict)
+    notes: Mapping[str, Json] = field(default_factory=dict)
+    """What the operator that made it told besides the genome."""
     blocks: set[int] = field(default_factory=set)
     """Train blocks that were asked for."""
     values: Floats = field(default_factory=lambda: np.zeros(0))

@@ -15,6 +15,7 @@ import numpy as np
 from evocluster.errors import OperatorFailed
 from evocluster.llm.client import LLM, Message, Request
 from evocluster.records import Genome, Json
+from evocluster.search.operators import Child
 from evocluster.search.space import Space
 
 PLACEHOLDER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
@@ -106,6 +107,7 @@ class Rewrite:
     name: str = "rewrite"
     arity: int = 1
     calls: int = 1
+    needs: tuple[str, ...] = ()
 
     async def vary(
         self,
@@ -114,14 +116,14 @@ class Rewrite:
         hints: Mapping[str, Json],
         llm: LLM,
         rng: np.random.Generator,
-    ) -> Genome:
+    ) -> Child:
         parent = space.fix(parents[0].genes)
         rubric = str(parent["rubric"])
         way = WAYS[int(rng.integers(len(WAYS)))]
         needed = placeholders(rubric)
         text = REWRITE.format(way=way, kept=_kept(needed), rubric=rubric)
         answer = await _ask(space, llm, _model(self.model, parent, self.name), text, rng)
-        return space.fix({**parent.genes, "rubric": accepted(answer, [rubric], needed, self.name)})
+        return Child(space.fix({**parent.genes, "rubric": accepted(answer, [rubric], needed, self.name)}))
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Merge:
     name: str = "merge"
     arity: int = 2
     calls: int = 1
+    needs: tuple[str, ...] = ()
 
     async def vary(
         self,
@@ -142,7 +145,7 @@ class Merge:
         hints: Mapping[str, Json],
         llm: LLM,
         rng: np.random.Generator,
-    ) -> Genome:
+    ) -> Child:
         first, second = (space.fix(parent.genes) for parent in (parents[0], parents[-1]))
         old = [str(first["rubric"]), str(second["rubric"])]
         if old[0] == old[1]:
@@ -150,4 +153,4 @@ class Merge:
         needed = placeholders(old[0]) | placeholders(old[1])
         text = MERGE.format(kept=_kept(needed), first=old[0], second=old[1])
         answer = await _ask(space, llm, _model(self.model, first, self.name), text, rng)
-        return space.fix({**first.genes, "rubric": accepted(answer, old, needed, self.name)})
+        return Child(space.fix({**first.genes, "rubric": accepted(answer, old, needed, self.name)}))

@@ -1,0 +1,137 @@
+"""What every strategy of the search stands on: who is known, the seeds, the blocks, and how a proposal is written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from evocluster.records import Genome, Item, Proposal, Trial
+from evocluster.search.objectives import Objective
+from evocluster.search.operators import EVALUATE, Credit, Operator
+from evocluster.search.population import Individual, Population
+from evocluster.search.settings import Search
+from evocluster.search.space import Space
+from evocluster.search.stopping import Stopping
+
+Purpose = Literal["seed", "search", "extend", "validation", "test"]
+Block = tuple[Item, ...]
+AVOIDED = 128
+"""How many recent genome ids a child is told to avoid."""
+
+
+class Strategy(Protocol):
+    """Decides what the search phase tries. Pure: the same trials and generators give the same questions.
+
+    Call order: `draft`, then `handed` when the proposal goes out; `count` a trial when it is committed, in order.
+    """
+
+    def draft(self, number: int, rng: np.random.Generator) -> Proposal | None:
+        """What to try next by what is committed; None: nothing, until more is."""
+        ...
+
+    def handed(self, proposal: Proposal) -> None:
+        """A draft goes out."""
+        ...
+
+    def count(self, proposal: Proposal, trial: Trial) -> None:
+        """Take a committed trial into account."""
+        ...
+
+    def barrier(self, number: int) -> int:
+        """How many trials have to be committed before question `number`, whatever the lookahead allows."""
+        ...
+
+
+@dataclass
+class Ground:
+    """The state of a search that does not depend on its strategy."""
+
+    space: Space
+    settings: Search
+    objectives: tuple[Objective, ...]
+    seed: int
+    blocks: Sequence[Block]
+    """Of train."""
+    examples: int
+    """How many train has."""
+    make: Callable[[Genome, str, int, tuple[str, ...]], Individual]
+    """An individual of: genome, operator, generation, ids of its parents."""
+    operators: Mapping[str, Operator]
+    credit: Credit
+    stopping: Stopping
+    population: Population
+    starts: dict[str, Individual]
+    seeds: deque[Proposal]
+    children: int = 0
+    """Proposals for children that are committed."""
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=AVOIDED))
+    """Ids of the genomes that were made last."""
+
+    @property
+    def generation(self) -> int:
+        """Populations' worth of children committed so far."""
+        return self.children // self.settings.population
+
+    def known(self, id: str) -> Individual | None:
+        """A member or a start."""
+        return self.population.get(id) or self.starts.get(id)
+
+    def block_of(self, proposal: Proposal) -> int:
+        """Which block of train a proposal evaluates."""
+        return self.blocks.index(proposal.items)
+
+    def born(self, proposal: Proposal, trial: Trial, genome: Genome) -> Individual:
+        """The individual of a genome that a trial has made."""
+        given = proposal.operator == EVALUATE
+        parents = () if given else tuple(parent.id for parent in proposal.parents)
+        self.recent.append(genome.id)
+        one = self.make(genome, "warm" if given else proposal.operator, proposal.generation, parents)
+        one.notes = trial.notes
+        return one
+
+    def learn(self, one: Individual, trial: Trial) -> None:
+        """Count a trial's evaluations for its genome."""
+        one.learn(trial.evaluations, self.objectives, self.examples)
+
+    def propose(
+        self,
+        number: int,
+        purpose: Purpose,
+        operator: str,
+        parents: Sequence[Individual],
+        items: Block,
+        rng: np.random.Generator,
+        hints: Mapping[str, Any] | None = None,
+    ) -> Proposal:
+        """A proposal with a seed of its own."""
+        oldest = max((one.generation for one in parents), default=-1)
+        return Proposal(
+            number=number,
+            operator=operator,
+            parents=tuple(one.genome for one in parents),
+            generation=oldest + 1 if purpose == "search" else oldest,
+            hints=dict(hints or {}),
+            items=items,
+            seed=int(rng.integers(2**53)),
+            purpose=purpose,
+        )
+
+    def parent(self, rng: np.random.Generator) -> Individual:
+        """By what it alone masters, or by tournament."""
+        return self.population.winner(rng) if rng.random() < 0.5 else self.population.tournament(rng)
+
+    def parents(self, count: int, rng: np.random.Generator) -> list[Individual]:
+        """So many parents, different ones where possible."""
+        chosen: list[Individual] = []
+        while len(chosen) < count:
+            one = self.parent(rng)
+            for _ in range(4):
+                if one not in chosen:
+                    break
+                one = self.parent(rng)
+            chosen.append(one)
+        return chosen

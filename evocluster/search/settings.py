@@ -1,0 +1,61 @@
+"""Settings of the search, as they stand under `search:` in a config."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from evocluster.parts import Part
+from evocluster.records import Json
+
+
+class Search(Part):
+    """Settings of the search."""
+
+    strategy: Literal["evolve", "refine", "breed", "hybrid"] = "evolve"
+    """evolve: a population; refine: one configuration, its prompt improved by reflection; breed: a population that
+    evolves its mutation prompts too (PromptBreeder); hybrid: evolve, then refine the winner."""
+    selection: Literal["race", "steady", "generational", "random"] = "race"
+    """How evaluations are shared out. race: children stop as soon as they are surely behind; steady: first block, then
+    more for the promising; for comparison generational (plain NSGA-II, everybody on everything) and random."""
+    population: int = Field(default=20, ge=2, le=10_000)
+    block: int = Field(default=16, ge=1)
+    """Train examples a child is first tried on, and the size of every further portion."""
+    finalists: int = Field(default=6, ge=1)
+    """Members checked on validation, besides the start."""
+    lookahead: int | None = Field(default=None, ge=1)
+    """How many proposals may be out beyond the last committed one; default: from in_flight and block."""
+    mode: Literal["steady", "generational"] = "steady"
+    """Of `selection: steady`, for comparison. generational: a generation is asked for once all of the one before is
+    committed."""
+    alpha: float = Field(default=0.2, gt=0, lt=1)
+    """The chance that a race sends the best away, over all looks at it."""
+    rewriter: str | None = None
+    """Name of the model that rewrites rubrics; default: the genome's own."""
+    reflector: str | None = None
+    """Name of the model that reads failures and proposes prompts; default: the rewriter."""
+    candidates: int = Field(default=3, ge=1, le=10)
+    """Prompts that one reflection proposes."""
+    memory_tokens: int = Field(default=1200, ge=100, le=20_000)
+    """What the memory given to rewrites may take of their prompt."""
+    operators: tuple[str, ...] | None = None
+    """Which operators may act; default: all that can and that pay."""
+    extend: bool = True
+    """Of `selection: steady`. Give promising members more blocks; false: a member is judged on its first block for
+    ever."""
+    immigrants: float = Field(default=0.05, ge=0, le=1)
+    """Share of children that are random genomes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, given: Json) -> Json:
+        """Configs of before there was a race name `mode`, and mean what it stood for then."""
+        if isinstance(given, dict) and "mode" in given and "selection" not in given:
+            return {**given, "selection": "steady"}
+        return given
+
+    def ahead(self, in_flight: int) -> int:
+        """The lookahead: the setting, else enough to keep `in_flight` evaluations under way, whoever works."""
+        return self.lookahead or max(4, ceil(3 * in_flight / self.block) + 1)
