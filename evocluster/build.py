@@ -33,7 +33,7 @@ from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.portable import Portable, call
 from evocluster.llm.stack import Stack
-from evocluster.records import Evaluation, Example, Genome, Item, Split, canonical, digest
+from evocluster.records import Evaluation, Genome, Item, Split, canonical, digest
 from evocluster.report.chosen import chosen, repairs, unchanged
 from evocluster.report.result import Result
 from evocluster.search.across import Tasks
@@ -42,11 +42,12 @@ from evocluster.search.operators import portfolio
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.space import Space
 from evocluster.tasks.code import extend_path
-from evocluster.tasks.dataset import Splits, load_splits, order
+from evocluster.tasks.dataset import Splits, load_splits
 from evocluster.tasks.evaluate import Evaluator
 from evocluster.tasks.execution import Execution
 from evocluster.tasks.grading import Grader
 from evocluster.tasks.handover import handed_over
+from evocluster.tasks.similar import deal, near
 from evocluster.tasks.suite import Suite, marked, one_of, task_of
 
 Show = Callable[[dict[str, Any]], None]
@@ -111,6 +112,7 @@ class Plan:
             ),
             warm=self.warm,
             tasks=partial(Tasks.among, task_of=task_of, how=config.across) if config.tasks else None,
+            constraints=config.constraints,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -144,11 +146,12 @@ def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
     evaluator = _evaluator(config, loaded)
     splits = evaluator.splits
     stack = Stack(config.resolved_models(), config.seed)
-    dealt = [_dealt(config, marked(name, part) if name else part) for name, part in loaded.items()]
+    share = _share(config)
+    dealt = [deal(marked(name, part) if name else part, share) for name, part in loaded.items()]
     pool = [
         (example.id, name + canonical(example.expected) if task.kind == "classification" else name)
-        for (name, task), (examples, _) in zip(config.every.items(), dealt, strict=True)
-        for example in examples
+        for (name, task), part in zip(config.every.items(), dealt, strict=True)
+        for example in part.pool
     ]
     kinds = {task.kind for task in config.every.values()}
     space = Space(
@@ -157,13 +160,14 @@ def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
         models=stack.abilities(),
         label_names=evaluator.label_names(),
         constrain_by=tuple(BOUND_BY[kind] for kind in sorted(kinds) if kind in BOUND_BY),
+        near=near(dealt) if share is not None and config.search.selection != "steady" else {},
     )
     for task in config.every.values():
         for part in (*task.scorers, *task.safety):
             if isinstance(part, Grader):
                 part.check(stack.abilities()[part.model])
     start = tuple(space.complete(genes) for genes in config.start)
-    scored = frozenset(id for _, ids in dealt for id in ids)
+    scored = frozenset(example.id for part in dealt for example in part.scored)
     return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored)
 
 
@@ -180,17 +184,10 @@ def _evaluator(config: Config, loaded: Mapping[str, Splits]) -> Evaluator | Suit
     )
 
 
-def _dealt(config: Config, splits: Splits) -> tuple[tuple[Example, ...], frozenset[str]]:
-    """Train of a task dealt into examples that may become demos and ids that configurations are scored on.
-
-    By the data alone, not by the seed, so that demos of an earlier run's front stay demos.
-    """
-    demos, every = config.space.parts["demos"], frozenset(splits.by_id("train"))
-    if not isinstance(demos, Demos) or demos.max == 0 or demos.share == 1:
-        return splits.train, every
-    ids = order(splits.train, 0)
-    count = min(max(1, round(demos.share * len(ids))), len(ids) - 1)
-    return tuple(splits.get("train", id) for id in ids[:count]), every - frozenset(ids[:count])
+def _share(config: Config) -> float | None:
+    """Of train that goes into the demo pool; None where demos are not free."""
+    demos = config.space.parts["demos"]
+    return demos.share if isinstance(demos, Demos) and demos.max else None
 
 
 def _warm(config: Config, space: Space) -> tuple[Genome, ...]:

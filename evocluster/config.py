@@ -28,6 +28,7 @@ from evocluster.parts import Part
 from evocluster.records import FrozenMap, Json
 from evocluster.search.across import How
 from evocluster.search.budget import Budget
+from evocluster.search.feasible import Constraint
 from evocluster.search.objectives import FOUR, Composite, Objective
 from evocluster.search.recommend import Recommend
 from evocluster.search.recommend import parse as parse_rule
@@ -89,6 +90,8 @@ class Config(Part):
     warm_start: str | None = None
     """Folder of an earlier run, whose front joins the first population."""
     objectives: tuple[Objective, ...] = Field(default=FOUR, min_length=1)
+    constraints: tuple[Constraint, ...] = ()
+    """What a configuration has to keep: whoever keeps less of it is behind, whatever else it is worth."""
     composite: Composite = Composite()
     recommend: Recommend = "composite"
     search: Search = Search()
@@ -127,7 +130,10 @@ class Config(Part):
             raise failure([(("task",), text if self.task is None else "is there beside `tasks:`; keep one of them")])
         if len(self.tasks) == 1:
             raise failure([(("tasks",), "holds one task; write it under `task:`, or add another")])
-        wrong = [*self._wrong_start(), *self._wrong_names(), *self._wrong_models(), *self._wrong_genes()]
+        wrong = [
+            *(*self._wrong_start(), *self._wrong_names(), *self._wrong_limits()),
+            *(*self._wrong_models(), *self._wrong_genes()),
+        ]
         if wrong:
             raise failure(wrong)
         return self
@@ -157,23 +163,44 @@ class Config(Part):
             ]
         return wrong
 
+    @property
+    def _scorers(self) -> list[str]:
+        """Every scorer as an objective names it."""
+        return [f"scores.{scorer.name}" for task in self.every.values() for scorer in task.scorers]
+
+    def _wrong_limits(self) -> list[tuple[Keys, str]]:
+        """Constraints and a recommendation that speak of no objective."""
+        names = [one.name for one in self.objectives]
+        wrong: list[tuple[Keys, str]] = [
+            (("constraints", at), text)
+            for at, one in enumerate(self.constraints)
+            if (text := one.wrong(names, self._scorers)) is not None
+        ]
+        try:
+            parse_rule(self.recommend, names)
+        except ValueError as error:
+            wrong.append((("recommend",), str(error)))
+        return wrong
+
     def _wrong_names(self) -> list[tuple[Keys, str]]:
-        """The rewriting model, scorers and objectives that are named and not there."""
+        """The rewriting and the reflecting model, scorers and objectives that are named and not there."""
         wrong: list[tuple[Keys, str]] = []
-        if self.search.rewriter is not None and self.search.rewriter not in self.models:
-            text = unknown("nothing of this name under models", self.search.rewriter, self.models)
-            wrong.append((("search", "rewriter"), text))
-        scorers = [f"scores.{scorer.name}" for task in self.every.values() for scorer in task.scorers]
+        asked = {"rewriter": self.search.rewriter, "reflector": self.search.reflector}
+        wrong += [
+            (("search", setting), unknown("nothing of this name under models", name, self.models))
+            for setting, name in asked.items()
+            if name is not None and name not in self.models
+        ]
+        scorers, names = self._scorers, [objective.name for objective in self.objectives]
         read: list[tuple[Keys, str]] = [
             (("objectives", i, "source"), one.source) for i, one in enumerate(self.objectives)
         ]
-        read += [(("recommend",), name) for name in parse_rule(self.recommend).names]
+        read += [(("recommend",), name) for name in parse_rule(self.recommend, None).names if name not in names]
         wrong += [
             (keys, unknown("no such scorer in the task", source, scorers))
             for keys, source in read
             if source.startswith("scores.") and source not in scorers
         ]
-        names = [objective.name for objective in self.objectives]
         wrong += [
             (("objectives", i), f"two objectives are named {name!r}; give one another `name:`")
             for i, name in enumerate(names)

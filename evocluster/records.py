@@ -173,7 +173,7 @@ class Spend(Record):
 
     model: str
     purpose: str
-    """evaluate, rewrite or judge."""
+    """evaluate, rewrite, reflect or judge."""
     usage: Usage
 
 

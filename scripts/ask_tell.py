@@ -57,9 +57,10 @@ async def search() -> list[Member]:
         settings=settings,
         objectives=FOUR,
         composite=Composite(),
-        recommend="cheapest where quality >= 0.8",
+        recommend="cheapest where quality >= 0.7",
         budget=Budget(generations=5),
-        items={"train": items("train", 30), "validation": items("validation", 30), "test": items("test", 30)},
+        # On 100 examples 0.8 is surely more than the 0.7 that the rule asks for; on 30 it is not.
+        items={"train": items("train", 30), "validation": items("validation", 100), "test": items("test", 30)},
         start=[space.complete({"chunk": 128, "max_tokens": 4})],
         seed=1,
         in_flight=4,

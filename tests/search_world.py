@@ -97,6 +97,10 @@ def evaluate(genome: Genome, item: Item) -> Evaluation:
 async def echo(request: Request) -> Reply:
     """A model that rewrites by adding words, the placeholders it was told to keep among them."""
     text = request.messages[-1].content if request.messages else request.prompt or ""
+    if request.purpose == "reflect":
+        old = text.split("<<<OLD\n")[1].split("\nOLD>>>")[0]
+        answer = f"Change: added {request.seed % 97}\n<<<NEW\n{old} Answer {request.seed % 97}.\nNEW>>>"
+        return Reply(text=answer, prompt_tokens=9, completion_tokens=9, usd=1e-6, seconds=0.1)
     asked = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith(("Instruction:", "First:"))]
     labels = " {labels}" if "{labels}" in text and "{labels}" not in asked[0] else ""
     return Reply(
@@ -120,6 +124,8 @@ class World:
         """The genome of a proposal, by its operator; LLM operators get `echo`."""
         if proposal.operator == EVALUATE:
             return Child(proposal.parents[0])
+        if "genome" in proposal.hints:
+            return Child(Genome(genes=proposal.hints["genome"]))
         if proposal.operator in self.broken:
             raise OperatorFailed("broken on purpose")
         operator = self.operators[proposal.operator]
@@ -138,7 +144,7 @@ class World:
             genome, notes = self.make(proposal)
         except OperatorFailed as error:
             return Trial(proposal=proposal, error=str(error))
-        calls = 1 if proposal.operator in ("rewrite", "merge") else 0
+        calls = 1 if proposal.operator in ("rewrite", "merge", "reflect") else 0
         return Trial(
             proposal=proposal,
             genome=genome,

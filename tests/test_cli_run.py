@@ -24,7 +24,7 @@ from command import call, environment
 from rich.console import Console
 from small import LABELS, settings, write_config
 
-from evocluster.cli.progress import PLAIN_EVERY_S, Display, Speed, interruptible, line
+from evocluster.cli.progress import PLAIN_EVERY_S, STILL_EVERY_S, Display, Speed, interruptible, line
 from evocluster.errors import Interrupted
 
 COMMAND = (sys.executable, "-m", "evocluster.cli.main")
@@ -247,6 +247,18 @@ def test_off_a_terminal_a_line_every_few_seconds() -> None:
         "search | generation 2 | best train quality 0.75 | 70 evaluations (3.0/s, 8 handed out) | "
         "50 of 200 calls, 20% from the cache | $0.5000 of $1 | 30 s, about 30 s left"
     )
+
+
+def test_off_a_terminal_the_same_is_said_again_once_a_minute() -> None:
+    now = [0.0]
+    file = io.StringIO()
+    with Display(clock=lambda: now[0], console=Console(file=file, force_terminal=False, width=200)) as display:
+        for second in (0.0, 2 * PLAIN_EVERY_S, STILL_EVERY_S - 1, STILL_EVERY_S, STILL_EVERY_S + 2 * PLAIN_EVERY_S):
+            now[0] = second
+            display({**PROGRESS, "elapsed_s": second})
+        assert [line.split(" | ")[-1].split(",")[0] for line in file.getvalue().splitlines()] == ["0 s", "60 s"]
+        display({**PROGRESS, "elapsed_s": 70.0, "phase": "test"})
+    assert file.getvalue().splitlines()[-1].startswith("test | ")
 
 
 def test_the_live_view_has_the_line_and_the_front() -> None:

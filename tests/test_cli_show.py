@@ -176,3 +176,35 @@ def test_paths_are_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run = folder(tmp_path / "my runs" / "one", [member(1, {})], None)
     monkeypatch.chdir(tmp_path)
     assert "Next: evocluster report 'my runs/one'" in call("show", run).out
+
+
+HONEST: dict[str, Any] = {
+    "honest": {"quality": {"value": 0.52, "low": 0.4, "high": 0.63, "folds": 10, "split": "validation"}},
+    "honest_gap": {"quality": {"value": -0.04, "low": -0.2, "high": 0.12}},
+}
+
+
+def test_the_honest_value_its_gap_and_the_test_against_the_start_are_one_line(tmp_path: Path) -> None:
+    best = member(1, {"cot": True}, recommended=True, why="best quality: quality 0.58", **HONEST)
+    run = folder(tmp_path / "run", [best], member(3, {}))
+    front = json.loads((run / "front.json").read_text())
+    front["versus_start"] = {"quality": {"difference": 0.17, "low": 0.05, "high": 0.28, "p": 0.0123, "n": 100}}
+    (run / "front.json").write_text(json.dumps(front))
+    lines = [text for text in call("show", run).out.splitlines() if text.startswith("Honestly:")]
+    assert lines == [
+        "Honestly: quality 0.52 [0.40-0.63] on validation without the luck of the choice (10 folds; 0.58 as chosen); "
+        "gap to test -0.04 [-0.20..+0.12]; on test +0.17 [+0.05..+0.28] against the start, p = 0.012 (100 examples)"
+    ]
+
+
+def test_folds_of_train_are_said_to_be_of_train_and_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+    by_train = {"quality": {**HONEST["honest"]["quality"], "split": "train"}}
+    best = member(1, {}, recommended=True, why="x", validation={}, honest=by_train)
+    printed = call("show", folder(tmp_path / "run", [best], None)).out
+    assert (
+        "on train without the luck of the choice (10 folds; 0.60 as chosen), which the search has selected by"
+        in printed
+    )
+    assert "gap to test" not in printed
+    older = folder(tmp_path / "older", [member(1, {}, recommended=True, why="x")], member(3, {}))
+    assert "Honestly" not in call("show", older).out

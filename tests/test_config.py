@@ -92,6 +92,17 @@ def test_objectives_default_to_four(tmp_path: Path) -> None:
     assert [one.name for one in config.objectives] == ["quality", "latency_ms", "cost_usd", "robustness"]
 
 
+def test_constraints_and_rules_may_name_own_objectives(tmp_path: Path) -> None:
+    own = "objectives: [quality, {name: brevity, source: scores.word}]\nrecommend: cheapest where brevity >= 0.5\n"
+    own += "constraints: [brevity >= 0.3, scores.label > 0.1, {objective: latency, aggregate: p95, max: 900}]\n"
+    config = configs.load(write(tmp_path, changed("objectives: [quality, cost_usd]\n", own)))
+    said = ["brevity >= 0.3", "scores.label > 0.1", "latency p95 <= 900"]
+    assert [str(one) for one in config.constraints] == said
+    dumped = configs.dump(config)
+    assert yaml.safe_load(dumped)["constraints"] == said
+    assert configs.load(write(tmp_path, dumped)) == config
+
+
 BAD: tuple[tuple[str, str, str], ...] = (
     # misspelt sections and settings
     (
@@ -202,8 +213,50 @@ BAD: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "budget:",
+        "recommend: best qualty\nbudget:",
+        "run.yaml:25: recommend: got 'best qualty': 'qualty' is no objective; *; did you mean 'quality'?",
+    ),
+    (
+        "budget:",
+        "constraints: [cost <= 1, qualty >= 0.8]\nbudget:",
+        "run.yaml:25: constraints.1: got 'qualty >= 0.8': 'qualty' is no objective; allowed: quality, cost_usd, *; "
+        "did you mean 'quality'?",
+    ),
+    (
+        "budget:",
+        "constraints: [scores.wrod >= 0.8]\nbudget:",
+        "run.yaml:25: constraints.0: *'scores.wrod' is no objective; *; did you mean 'scores.word'?",
+    ),
+    (
+        "budget:",
+        "constraints: [quality == 0.8]\nbudget:",
+        "run.yaml:25: constraints.0: got 'quality == 0.8': '==' is no comparison; allowed: >=, <=, >, <",
+    ),
+    (
+        "budget:",
+        "constraints:\n  - {objective: latency, aggregate: p99, max: 900}\nbudget:",
+        "run.yaml:26: constraints.0.aggregate: unknown value (got 'p99'); allowed: mean, p95*",
+    ),
+    (
+        "budget:",
+        "constraints:\n  - {objective: latency, maximum: 900}\nbudget:",
+        "run.yaml:26: constraints.0.maximum: unknown setting; allowed: *did you mean 'max'?",
+    ),
+    (
+        "budget:",
+        "constraints:\n  - {objective: latency, min: 1, max: 900}\nbudget:",
+        "run.yaml:26: constraints.0: has min and max; give one of min, max, above, below*",
+    ),
+    (
+        "budget:",
         "search: {rewriter: smalll}\nbudget:",
         "run.yaml:25: search.rewriter: nothing of this name under models (got 'smalll'); allowed: small, "
+        "gpt-4.1; did you mean 'small'?",
+    ),
+    (
+        "budget:",
+        "search: {strategy: refine, reflector: smalll}\nbudget:",
+        "run.yaml:25: search.reflector: nothing of this name under models (got 'smalll'); allowed: small, "
         "gpt-4.1; did you mean 'small'?",
     ),
     (

@@ -322,8 +322,10 @@ class Outage:
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_failures_with_nothing_after_them_are_asked_once_more(tmp_path: Path, times: int) -> None:
-    await asyncio.to_thread(lambda: build.run(build.plan(small_config(tmp_path)), tmp_path / "calm"))
-    plan = build.plan(small_config(tmp_path))
+    few = {"population": 6, "block": 4, "finalists": 1}
+    config = small_config(tmp_path, search=few)
+    await asyncio.to_thread(lambda: build.run(build.plan(config), tmp_path / "calm"))
+    plan = build.plan(config)
     runner = Outage(LocalRunner([plan.worker()], None), times)
     engine = build.engine(plan, tmp_path / "run", True, runner)
     if times == 1:
@@ -377,11 +379,10 @@ def test_spend_by_model_and_purpose_adds_up_to_what_the_run_took(tmp_path: Path)
     result = build.run(build.plan(small_config(tmp_path, task=task, models=models)), tmp_path / "run")
     rows = [row for chunk in scan(tmp_path / "run" / "trials") for row in chunk]
     lines = [line for row in rows if row["spend"] for line in json.loads(row["spend"])]
-    assert {(line["model"], line["purpose"]) for line in lines} == {
-        ("fake", "evaluate"),
-        ("fake", "rewrite"),
-        ("judge", "judge"),
-    }
+    always = {("fake", "evaluate"), ("judge", "judge")}
+    operators = {("fake", "rewrite"), ("fake", "reflect")}
+    named = {(line["model"], line["purpose"]) for line in lines}
+    assert always < named <= always | operators
     assert sum(line["calls"] for line in lines) == result.run["calls"]
     assert sum(line["usd"] for line in lines) == pytest.approx(result.run["usd"])
     assert sum(line["paid_usd"] for line in lines) == pytest.approx(result.run["paid_usd"])

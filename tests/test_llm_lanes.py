@@ -56,7 +56,12 @@ async def test_each_beginning_stays_on_its_server() -> None:
     )
 
 
-async def test_a_batch_whose_next_question_comes_a_moment_later_keeps_its_lane() -> None:
+async def test_a_batch_whose_next_question_comes_a_moment_later_keeps_its_lane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Longer than a busy machine makes a moment last.
+    monkeypatch.setattr("evocluster.llm.lanes.LINGER", 1e6)
+    monkeypatch.setattr("evocluster.llm.lanes.LINGER_S", 0.5)
     lanes, served = Lanes(1, 1), list[str]()
 
     async def batch(prefix: str) -> None:

@@ -13,10 +13,43 @@ import yaml
 
 from evocluster import config as configs
 from evocluster.cli.main import app
+from evocluster.search.settings import Search
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"```yaml\n(.*?)```", flags=re.DOTALL)
+BLOCKS = BLOCK.findall(README)
+CASES = README.split("## Your case")[1].split("\n## ")[0]
+ROWS = re.findall(r"^\| (.+?) \| `(configs/[^`]+)` \| `(.+?)` \|$", CASES, flags=re.MULTILINE)
+"""(case, config, command) of the table."""
+HEARTS = {
+    "Classification": "configs/quickstart.yaml",
+    "Extraction with a schema": "configs/extraction.yaml",
+    "Free text with a judge": "configs/judge.yaml",
+    "RAG, top-k searched": "configs/rag.yaml",
+    "Several tasks": "configs/several_tasks.yaml",
+    "Prompt only": "configs/prompt_only.yaml",
+    "Nothing leaves this machine": "configs/local.yaml",
+}
+"""Section -> the config that its block is taken from."""
 DATA = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
+
+
+def sections() -> dict[str, str]:
+    """The cases by their title."""
+    parts = [part.partition("\n") for part in CASES.split("\n### ")[1:]]
+    return {title: text for title, _, text in parts}
+
+
+def missing(shown: Any, there: Any) -> list[str]:
+    """What is shown and is not there as it is shown; texts and lists are compared whole."""
+    if not isinstance(shown, dict) or not isinstance(there, dict):
+        return [] if shown == there else [f"{shown!r} is {there!r}"]
+    return [
+        f"{name}: {problem}"
+        for name, value in shown.items()
+        for problem in (missing(value, there[name]) if name in there else ["is not there"])
+    ]
 
 
 def whole(block: str) -> dict[str, Any]:
@@ -31,11 +64,36 @@ def whole(block: str) -> dict[str, Any]:
     return {**base, "models": models, "task": task, "space": space, "start": [{}]}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_every_config_shown_is_one(block: str, tmp_path: Path) -> None:
-    config = configs.parse(whole(block), tmp_path)
-    assert config.task is not None
-    assert f"kind: {config.task.kind}" in block
+@pytest.mark.parametrize("title", HEARTS)
+def test_what_a_case_shows_stands_in_its_config(title: str) -> None:
+    block = BLOCK.findall(sections()[title])[0]
+    there = yaml.safe_load((ROOT / HEARTS[title]).read_text(encoding="utf-8"))
+    assert missing(yaml.safe_load(block), there) == []
+
+
+def test_every_other_config_shown_is_one(tmp_path: Path) -> None:
+    taken = [block for title in HEARTS for block in BLOCK.findall(sections()[title])]
+    others = [block for block in BLOCKS if block not in taken]
+    assert others[0] == BLOCKS[0]
+    for block in others:
+        config = configs.parse(whole(block), tmp_path)
+        assert config.task is not None
+        assert f"kind: {config.task.kind}" in block
+
+
+def test_the_table_of_cases_leads_to_configs_and_commands_that_are_there() -> None:
+    assert {config for _, config, _ in ROWS} == {*HEARTS.values(), "configs/pipelines/"}
+    for _, config, command in ROWS:
+        _, verb, path = command.split()
+        assert verb == "run"
+        assert path == config or path.startswith(config)
+        assert (ROOT / path).is_file(), path
+
+
+def test_every_file_of_the_project_named_is_there() -> None:
+    named = set(re.findall(r"\b((?:configs|scripts)/[\w./-]*\w)", README)) - {"configs/real/NAME.yaml"}
+    assert len(named) > 12
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_every_kind_is_shown() -> None:
@@ -48,8 +106,20 @@ def test_every_kind_is_shown() -> None:
         "executor:",
         "json_schema:",
         "must_pass:",
+        "tasks:",
+        "kind: local",
     ):
         assert part in shown
+
+
+def test_every_setting_of_the_search_is_in_its_table() -> None:
+    table = README.split("| setting under `search:` |")[1].split("\n\n")[0]
+    first = "".join(line.split("|")[1] for line in table.splitlines()[2:])
+    assert set(Search.model_fields) <= set(re.findall(r"`(\w+)`", first))
+    for line in table.splitlines()[2:]:
+        names, default = re.findall(r"`(\w+)`", line.split("|")[1]), line.split("|")[2].strip()
+        if len(names) == 1 and names[0] in Search.model_fields and re.fullmatch(r"[\d.]+|evolve|race", default):
+            assert str(Search.model_fields[names[0]].default) == default, names[0]
 
 
 def commands() -> list[list[str]]:

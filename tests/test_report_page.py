@@ -388,3 +388,23 @@ def test_the_policy_forbids_what_a_bug_would_let_in(browser: Browser, report: Pa
             1,
             1,
         ]
+
+
+def test_the_headline_says_what_the_recommended_is_honestly_worth(browser: Browser, tmp_path: Path) -> None:
+    run = invent(tmp_path / "run", train=24, validation=24, test=44)
+    front = json.loads((run / "front.json").read_text())
+    best = next(member for member in front["members"] if member["recommended"])
+    best["honest"] = {"quality": {"value": 0.52, "low": 0.4, "high": 0.63, "folds": 10, "split": "validation"}}
+    best["honest_gap"] = {"quality": {"value": -0.04, "low": -0.2, "high": 0.12}}
+    front["versus_start"] = {"quality": {"difference": 0.17, "low": 0.05, "high": 0.28, "p": 0.0001, "n": 44}}
+    older = (run / "front.json").read_text()
+    for text, shown in ((json.dumps(front), True), (older, False)):
+        (run / "front.json").write_text(text)
+        page.write(facts(run), tmp_path / "report.html")
+        with opened(browser, tmp_path / "report.html") as seen:
+            assert seen.page.locator(".honest").count() == shown
+            if shown:
+                said = seen.text(".honest")
+                assert "gap to test -0.04 [-0.20..+0.12]" in said
+                assert "against the start, p < 0.001 (44 examples)" in said
+            assert seen.quiet

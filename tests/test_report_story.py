@@ -324,6 +324,23 @@ def test_caveats_say_what_to_keep_in_mind(tmp_path: Path) -> None:
     assert kinds == sorted(kinds, key=("bad", "warn", "note").index)
 
 
+def test_the_gap_is_warned_of_only_where_the_luck_of_the_choice_does_not_explain_it(tmp_path: Path) -> None:
+    made = Invented(tmp_path / "run", test=20, validation=20).search(children=6)
+    run = made.finish(made.check(members=2))
+    front = json.loads((run / "front.json").read_text())
+    best = front["members"][0]
+    best["gap"]["quality"] = 0.11
+    worth = {"value": 0.7, "low": 0.6, "high": 0.8, "folds": 10, "split": "validation"}
+    for low, warned in ((-0.05, False), (0.02, True)):
+        best |= {"honest": {"quality": worth}, "honest_gap": {"quality": {"value": 0.1, "low": low, "high": 0.2}}}
+        (run / "front.json").write_text(json.dumps(front))
+        found = facts(run)
+        texts = " | ".join(one["text"] for one in found["caveats"])
+        assert ("loses +0.10 [+0.02..+0.20] of its quality from validation to test" in texts) is warned
+        assert "(gap +0.11)" not in texts
+        assert found["honest"].startswith("quality 0.70 [0.60-0.80] on validation without the luck of the choice")
+
+
 CONFIG = """name: x
 objectives:
 - name: slowest

@@ -94,6 +94,30 @@ def test_scores_of_one_scorer() -> None:
     assert found.value(one) == 4.0
 
 
+def test_a_failure_is_never_the_best_of_a_scorer() -> None:
+    values = {"a": -4.0, "b": -2.0}
+    found = [done(name, scores={"mood": Score(value=value)}) for name, value in values.items()]
+    found.append(done("c", error="model: Refused"))
+    up, down = (Objective(name="mood", source="scores.mood", direction=way) for way in ("max", "min"))
+    assert tally(*found, scorers=("mood",)).value(up) == pytest.approx((-4 - 2 - 4) / 3)
+    assert tally(*found, scorers=("mood",)).value(down) == -3.0
+    assert tally(found[-1], scorers=("mood",)).value(up) == 0.0
+    assert tally(found[-1], scorers=("mood",)).value(down) == np.inf
+    plain = [done("a", scores={"mood": Score(value=0.5)}), found[-1]]
+    assert tally(*plain, scorers=("mood",)).value(up) == 0.25
+
+
+def test_outcomes_by_example_and_their_noise() -> None:
+    index = {"a": 0, "b": 1, "c": 2}
+    found = Tally(Composite(), index=index)
+    found.add([done("a", seconds=0.1), done("a", 1, seconds=0.3), done("c", seconds=0.2, repairs=1)])
+    latency, robust = built_in("latency_ms"), built_in("robustness")
+    assert np.allclose(found.outcomes(latency, 3), [200, np.nan, 200], equal_nan=True)
+    assert np.allclose(found.outcomes(robust, 3), [1, np.nan, 0], equal_nan=True)
+    assert found.noise(latency) == pytest.approx(100 / 3**0.5)
+    assert tally(done("a")).noise(latency) == 0.0
+
+
 def test_p95_is_a_value_that_was_measured() -> None:
     found = tally(*(done(f"e{i}", seconds=(i + 1) / 100) for i in range(100)))
     slow = Objective.model_validate({"latency": "p95"})

@@ -1,4 +1,4 @@
-"""Operators: what all of them keep, what each one does, and the credit that shares draws."""
+"""Operators: what all of them keep, what each one does, and which of them can act."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from search_world import echo, space
 from evocluster.errors import ConfigError, OperatorFailed
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome
-from evocluster.search.operators import Credit, Crossover, Mutate, Operator, Seed, portfolio
+from evocluster.search.operators import Crossover, Mutate, Operator, Seed, portfolio
+from evocluster.search.reflect import Reflect
 from evocluster.search.rewrite import Merge, Rewrite, accepted, cleaned
 from evocluster.search.settings import Search
+from evocluster.search.tabu import Wary
+from evocluster.search.typed import kinds
 
 
 class TestSeed(OperatorContract):
@@ -152,9 +155,16 @@ def test_cleaned_takes_wrapping_off() -> None:
     assert accepted("Sort {labels}", ["x"], frozenset({"{labels}"}), "rewrite") == "Sort {labels}"
 
 
+OLD = {"seed", "mutate", "demos", "crossover", "rewrite", "merge"}
+
+
 def test_portfolio_leaves_out_what_cannot_act() -> None:
-    assert set(portfolio(Search(), space())) == {"seed", "mutate", "demos", "crossover", "rewrite", "merge"}
-    assert "rewrite" not in portfolio(Search(), space(rubric="One."))
+    steady = portfolio(Search(selection="steady"), space())
+    assert list(steady) == ["seed", "mutate", "demos", "crossover", "rewrite", "merge"]
+    assert {*portfolio(Search(), space())} - {*steady} == {"model", "calls", "numbers"}
+    assert {*portfolio(Search(reflector="able"), space())} - {*steady} == {"model", "calls", "numbers", "reflect"}
+    assert not {"rewrite", "reflect"} & set(portfolio(Search(reflector="able"), space(rubric="One.")))
+    assert {"model", "merge"}.isdisjoint(portfolio(Search(), space(rubric="One.", model="able")))
     assert "rewrite" not in portfolio(Search(), space(rubric={"texts": ["a", "b"], "fixed": True}))
     assert "demos" not in portfolio(Search(), space(demos=[]))
     assert set(portfolio(Search(operators=("mutate",)), space())) == {"seed", "mutate"}
@@ -163,22 +173,68 @@ def test_portfolio_leaves_out_what_cannot_act() -> None:
     assert set(portfolio(Search(), frozen)) == {"seed"}
 
 
+def test_portfolio_gives_memory_to_rewrites_and_asks_the_reflector() -> None:
+    able = portfolio(Search(rewriter="chatty", strategy="hybrid"), space())
+    assert able["rewrite"].needs == able["merge"].needs == ("memory", "tabu")
+    assert "memory" in able["reflect"].needs
+    assert able["reflect"] == Wary(Reflect(model="chatty"))
+    assert "reflect" not in portfolio(Search(rewriter="chatty"), space())
+    assert portfolio(Search(rewriter="chatty", reflector="able"), space())["reflect"] == Wary(Reflect(model="able"))
+    old = portfolio(Search(selection="steady"), space())
+    assert old["rewrite"] == Rewrite()
+    assert old["merge"] == Merge()
+    assert "reflect" in portfolio(Search(selection="steady", strategy="hybrid"), space())
+
+
+async def test_rewrite_and_merge_are_told_the_memory() -> None:
+    where, seen = space(), list[Request]()
+    parents = [where.sample(rng(4)).replace(rubric=text) for text in ("Sort it.", "Name it.")]
+    told = {"memory": "- worked: shorter"}
+    for operator, old in ((Rewrite(), "rewrite"), (Merge(), "merge")):
+        child = await operator.vary(where, parents, told, answering("Pick one.", seen), rng())
+        assert "- worked: shorter" in seen[-1].messages[0].content
+        assert child.notes["change"], old
+        await operator.vary(where, parents, {}, answering("Pick one.", seen), rng())
+        assert "tried before" not in seen[-1].messages[0].content
+
+
+def test_one_kind_of_gene_has_an_operator_where_there_are_two() -> None:
+    few = {"rubric": "One.", "demos": [], "demo_style": "chat", "label_names": "as_is", "constrain": False}
+    numbers = space(model="able", spice={"low": 1, "high": 9}, **few)
+    assert set(portfolio(Search(), numbers)) == {"seed", "mutate", "crossover"}
+    both = kinds(space(spice={"low": 1, "high": 9}, hue=["red", "blue"], use_consensus=[1, 3], **few))
+    assert both == {
+        "model": ("model",),
+        "calls": ("use_consensus",),
+        "numbers": ("max_tokens", "spice", "temperature"),
+    }
+
+
+async def test_an_operator_of_one_kind_moves_nothing_else() -> None:
+    where = space(temperature={"low": 0, "high": 1})
+    for name, genes in kinds(where).items():
+        if name == "model":
+            continue  # Another model may bring demo_style and constrain along.
+        operator = portfolio(Search(), where)[name]
+        for seed in range(20):
+            parent = where.sample(rng(seed)).replace(model="able")
+            child = (await operator.vary(where, [parent], {}, echo, rng(seed))).genome
+            assert {gene for gene in where.names if child[gene] != parent[gene]} <= {*genes}
+            assert child != parent
+
+
+def test_demos_alone_need_no_general_mutation() -> None:
+    only = space(rubric="a", temperature=0, max_tokens=4, model="able", demo_style="chat", constrain=False,
+                 label_names="as_is")  # fmt: skip
+    assert set(portfolio(Search(), only)) == {"seed", "demos", "crossover"}
+    assert set(portfolio(Search(selection="steady"), only)) == {"seed", "mutate", "crossover"}
+
+
 def test_portfolio_names_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mutate'"):
         portfolio(Search(operators=("mutat",)), space())
     with pytest.raises(ConfigError, match="none of \\['rewrite'\\]"):
         portfolio(Search(operators=("rewrite",)), space(rubric="One."))
-
-
-def test_credit_shares_draws_by_success_with_a_floor() -> None:
-    credit = Credit(["mutate", "crossover", "demos"])
-    for _ in range(200):
-        credit.count("mutate", True)
-        credit.count("crossover", False)
-        credit.count("unknown", True)
-    chances = credit.probabilities()
-    assert sum(chances.values()) == pytest.approx(1)
-    assert chances["mutate"] > chances["demos"] > chances["crossover"] >= Credit.FLOOR
-    draws = [credit.draw(rng(seed)) for seed in range(400)]
-    assert 0.02 < draws.count("crossover") / 400 < 0.12
-    assert credit.state()["mutate"]["uses"] == 200
+    assert set(portfolio(Search(operators=("model", "similar")), space())) == {"seed", "model"}
+    with pytest.raises(ConfigError, match="got 'model'; allowed: seed, mutate, demos, crossover, rewrite, merge"):
+        portfolio(Search(operators=("model",), selection="steady"), space())

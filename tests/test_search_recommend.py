@@ -79,6 +79,14 @@ def test_errors_name_the_word_and_what_is_allowed(rule: str, words: list[str]) -
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_own_objectives_are_named_like_any_other() -> None:
+    rule = parse("best wit where cost >= 2 and latency <= 5", ("wit", "cost"))
+    assert rule.names == ("wit", "cost", "latency_ms")
+    with pytest.raises(ValueError, match=r"'wits' is no objective; allowed: wit, quality.*did you mean 'wit'"):
+        parse("best wits", ("wit",))
+    assert parse("best anything", None).best == "anything"
+
+
 def test_nobody_to_choose_from() -> None:
     with pytest.raises(ValueError, match="no member"):
         choose([], parse("composite"))

@@ -92,6 +92,28 @@ def test_blocks_hold_every_task(tmp_path: Path) -> None:
         assert {task_of(id) for id in examples[start : start + 6]} == {"label", "words"}
 
 
+@pytest.mark.parametrize("selection", ["race", "steady"])
+def test_blocks_of_a_search_hold_every_task_however_uneven(tmp_path: Path, selection: str) -> None:
+    given = several(tmp_path)
+    write_data(tmp_path / "one", {"train": 100, "validation": 8, "test": 8})
+    given["search"] = {"population": 6, "block": 16, "finalists": 2, "lookahead": 30, "selection": selection}
+    plan = build.plan(parse({**given, "space": {**given["space"], "demos": []}}, tmp_path))
+    optimizer = plan.optimizer()
+    asked = []
+    while (proposal := optimizer.ask()) is not None and proposal.operator == "evaluate":
+        asked.append(proposal)
+    examples = [list(dict.fromkeys(item.example for item in one.items)) for one in asked]
+    assert [len(block) for block in examples] == [16] * 6 + [12]
+    assert len({id for block in examples for id in block}) == 108
+    words = [sum(task_of(id) == "words" for id in block) for block in examples]
+    if selection == "race":
+        assert min(words) >= 1
+        assert max(words) <= 2
+    else:
+        mixed = list(dict.fromkeys(item.example for item in plan.items("train")))
+        assert [id for block in examples for id in block] == mixed, "as they come"
+
+
 def test_one_task_or_several_but_not_both(tmp_path: Path) -> None:
     given = several(tmp_path)
     with pytest.raises(ConfigError, match="is there beside `tasks:`; keep one of them"):

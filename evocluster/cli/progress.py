@@ -20,11 +20,15 @@ from evocluster.report.figures import heading, number
 from evocluster.report.found import Found
 
 PLAIN_EVERY_S = 5.0
+STILL_EVERY_S = 60.0
+"""Between plain lines while nothing moves."""
 ROWS = 8
 
 
 class Display:
-    """Call it with progress. On a terminal a live picture, otherwise a line each five seconds; silent when `quiet`."""
+    """Call it with progress. On a terminal a live picture, otherwise a line each five seconds, or each minute while
+    nothing moves; silent when `quiet`.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,8 @@ class Display:
         self._quiet = quiet
         self._clock = clock
         self._live: Live | None = None
-        self._last = -PLAIN_EVERY_S
+        self._last = -STILL_EVERY_S
+        self._told: tuple[Any, ...] = ()
         self._speed = Speed()
 
     def __enter__(self) -> Display:
@@ -68,8 +73,10 @@ class Display:
         rate = self._speed.update(now, progress.get("evaluations", 0))
         if self._live is not None:
             self._live.update(Group(plain(line(progress, rate), "bold"), _front(progress)))
-        elif now - self._last >= PLAIN_EVERY_S:
-            self._last = now
+            return
+        moved = tuple(progress.get(name) for name in ("phase", "evaluations", "calls"))
+        if now - self._last >= (PLAIN_EVERY_S if moved != self._told else STILL_EVERY_S):
+            self._last, self._told = now, moved
             self._console.print(plain(line(progress, rate)), soft_wrap=True)
 
 
@@ -102,6 +109,10 @@ def line(progress: Mapping[str, Any], rate: float) -> str:
         f"${progress.get('usd', 0.0):.4f}{_of(budget.get('usd'), '$')}",
         f"{progress.get('elapsed_s', 0.0):.0f} s{_left(progress)}",
     ]
+    if progress.get("constraints") and not progress.get("feasible"):
+        parts.append("nobody keeps the constraints yet")
+    if restarts := progress.get("restarts"):
+        parts.append(f"restarts {restarts}")
     best = progress.get("best_quality")
     if best is not None:
         parts.insert(2, f"best train quality {best:.2f}")

@@ -17,6 +17,8 @@ from evocluster.cli.screen import plain
 from evocluster.report.figures import heading
 from evocluster.report.found import Found
 from evocluster.report.front import Row, front_rows, task_names, task_rows
+from evocluster.report.honest import honest_line
+from evocluster.report.limits import limits, said
 
 STYLES = {"*": "bold green", "start*": "bold green", "start": "dim"}
 
@@ -48,6 +50,8 @@ def print_result(result: Found, as_json: bool, full: bool = False) -> None:
         console.print(
             plain(f"Recommended: {recommended['genome']}, by {recommended['why']} (on validation)"), soft_wrap=True
         )
+        if line := honest_line(result):
+            console.print(plain(f"Honestly: {line}"), soft_wrap=True)
         if full:
             whole = json.dumps(recommended["genes"], indent=2, ensure_ascii=False)
             console.print(plain(whole), soft_wrap=True)
@@ -93,7 +97,7 @@ def _table(result: Found, rows: Sequence[Row], with_split: bool, between: str) -
         table.add_column(plain(heading(name)), overflow="fold")
     table.add_column("gap", justify="right", no_wrap=True)
     for row in rows:
-        head = [row.mark, row.genome, *([row.split] if with_split else [])]
+        head = [row.mark + "!" * (not row.feasible), row.genome, *([row.split] if with_split else [])]
         cells = [between.join(filter(None, pair)) for pair in row.cells]
         style = STYLES.get(row.mark, "")
         table.add_row(*(plain(text, style) for text in (*head, *cells, row.gap)))
@@ -120,6 +124,10 @@ def _legend(result: Found) -> str:
         parts.append(f"start: where the search began, {'itself' if on else 'not'} on the front.")
     if result.recommended:
         parts.append("*: recommended.")
+    if found := limits(result):
+        names = ", ".join(map(said, found))
+        kept = all(row.feasible for row in front_rows(result))
+        parts.append(f"All keep the constraints ({names})." if kept else f"!: breaks a constraint ({names}).")
     parts.append("gap: validation quality minus test quality.")
     if result.start:
         parts.append("Below: the start's genes, then what the others change.")
@@ -133,7 +141,8 @@ def _print_run(console: Console, result: Found, front: bool) -> None:
     spent += f"(${run.get('usd', 0.0):.4f} without the cache), {run.get('elapsed_s', 0.0):.0f} s"
     lines = [f"Status: {result.status}" + ("" if front else ", no front yet")]
     lines.append(f"Spent: {spent}")
-    lines.append(f"The search ended by: {run.get('stop_reason') or 'nothing yet'}")
+    restarts = f", after {count} restart{'s' * (count > 1)}" if (count := int(run.get("restarts") or 0)) else ""
+    lines.append(f"The search ended by: {run.get('stop_reason') or 'nothing yet'}{restarts}")
     for text in lines:
         console.print(plain(text), soft_wrap=True)
     if front and (hint := result.barren):

@@ -280,8 +280,11 @@ class Engine:
 
     def _write_front(self) -> None:
         """The front as far as it is known."""
-        names = self._optimizer.progress().get("objectives", [])
-        self._folder.write("front.json", front_json(names, self._optimizer.start_member, self._optimizer.front()))
+        said = self._optimizer.progress()
+        found = self._optimizer.start_member, self._optimizer.front()
+        self._folder.write(
+            "front.json", front_json(said.get("objectives", []), *found, constraints=said.get("constraints", []))
+        )
 
     def _write_status(self, status: str, failure: str | None = None) -> None:
         self._written = self._clock()

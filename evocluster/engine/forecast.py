@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evocluster.records import Evaluation, Genome, Proposal, Trial, Usage
+from evocluster.records import Evaluation, Genome, Proposal, Score, Trial, Usage
 from evocluster.search.optimizer import Optimizer
 
 PATIENCE_S = 20.0
@@ -97,7 +97,13 @@ class _Play:
         rng = np.random.default_rng([proposal.seed, number])
         genome = proposal.parents[0] if proposal.operator == "evaluate" else self._sample(rng)
         evaluations = tuple(
-            Evaluation(item=item, quality=float(right), validator=float(right), usage=self._each)
+            Evaluation(
+                item=item,
+                quality=float(right),
+                validator=float(right),
+                scores={name: Score(value=float(right)) for name in self._optimizer.scorers},
+                usage=self._each,
+            )
             for item, right in zip(proposal.items, rng.random(len(proposal.items)) < 0.5, strict=True)
         )
         usage = self._each if proposal.operator in REWRITES else Usage()

@@ -6,20 +6,36 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evocluster.records import Record
 from evocluster.search.members import Member
 from evocluster.search.objectives import Interval
 
 
-def front_json(objectives: Sequence[str], start: Member | None, members: Sequence[Member]) -> dict[str, Any]:
-    """The content of front.json. `gap` is validation minus test: what was lost where nothing had been selected on."""
+def front_json(
+    objectives: Sequence[str],
+    start: Member | None,
+    members: Sequence[Member],
+    constraints: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The content of front.json.
+
+    `gap` is validation minus test: what was lost where nothing had been selected on. Of the recommended member,
+    `honest` is validation without the luck of having been chosen by it, `honest_gap` that less test; `versus_start` is
+    its distance from the start on the test examples of both. With `constraints`, each {name, operator, limit}, every
+    member says whether it is `feasible`.
+    """
+    limited = bool(constraints)
+    versus = next((member.versus_start for member in members if member.versus_start), {})
     return {
         "objectives": list(objectives),
-        "start": _member(start) if start is not None else None,
-        "members": [_member(member) for member in members],
+        **({"constraints": [dict(one) for one in constraints]} if limited else {}),
+        "start": _member(start, limited) if start is not None else None,
+        "members": [_member(member, limited) for member in members],
+        **({"versus_start": {name: _numbers(one) for name, one in versus.items()}} if versus else {}),
     }
 
 
-def _member(member: Member) -> dict[str, Any]:
+def _member(member: Member, limited: bool) -> dict[str, Any]:
     return {
         "genome": member.genome.id,
         "genes": dict(member.genome.genes),
@@ -28,6 +44,7 @@ def _member(member: Member) -> dict[str, Any]:
         "operator": member.operator,
         "recommended": member.recommended,
         "why": member.why,
+        **({"feasible": member.feasible} if limited else {}),
         "train": _intervals(member.train),
         "validation": _intervals(member.validation),
         "test": _intervals(member.test),
@@ -36,6 +53,8 @@ def _member(member: Member) -> dict[str, Any]:
             for name in member.test
             if name in member.validation
         },
+        **({"honest": {name: _numbers(one) for name, one in member.honest.items()}} if member.honest else {}),
+        **({"honest_gap": _intervals(member.honest_gap)} if member.honest_gap else {}),
         **({"tasks": _tasks(member)} if member.tasks else {}),
     }
 
@@ -49,10 +68,13 @@ def _tasks(member: Member) -> dict[str, Any]:
 
 
 def _intervals(measured: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {
-        name: {"value": _finite(one.value), "low": _finite(one.low), "high": _finite(one.high)}
-        for name, one in measured.items()
-    }
+    return {name: _numbers(one) for name, one in measured.items()}
+
+
+def _numbers(record: Record) -> dict[str, Any]:
+    """The fields of a record."""
+    found = record.model_dump()
+    return {name: _finite(value) if isinstance(value, float) else value for name, value in found.items()}
 
 
 def _finite(value: float) -> float | None:

@@ -18,6 +18,13 @@ from evocluster.search.operators import Child, Operator
 from evocluster.search.space import Space
 from evocluster.tasks.calls import together
 
+LOOKED_UP: Mapping[str, tuple[str, ...]] = {
+    "cases": ("input", "expected"),
+    "preserve": ("input", "expected"),
+    "held": ("expected",),
+}
+"""Hints that name train examples -> what is put in of each; the held ones are only compared and counted."""
+
 
 class Evaluate(Protocol):
     """Judges one genome on one item; failures of the example are in the record."""
@@ -138,6 +145,8 @@ class Worker:
     async def _make(self, proposal: Proposal, llm: LLM) -> Child:
         if proposal.operator == "evaluate":
             return Child(proposal.parents[0])
+        if "genome" in proposal.hints:
+            return Child(Genome(genes=proposal.hints["genome"]))
         operator = self._operators[proposal.operator]
         rng = np.random.default_rng(proposal.seed)
         return await operator.vary(self._space, proposal.parents, self._told(proposal.hints), llm, rng)
@@ -145,17 +154,22 @@ class Worker:
     def _told(self, hints: Mapping[str, Json]) -> Mapping[str, Json]:
         """The hints, with the texts of the train examples they name put in: the search knows only ids.
 
-        Only `cases` are looked up, and only in train, so that no text of validation or test gets into a prompt.
+        Only what `LOOKED_UP` names, and only in train, so that no text of validation or test gets into a prompt.
         """
-        cases = hints.get("cases")
-        if not cases or not isinstance(self._evaluator, Knows):
+        known = self._evaluator
+        if not isinstance(known, Knows):
             return hints
-        return {**hints, "cases": [self._case(self._evaluator, case) for case in cases]}
+        found = {
+            name: [self._case(known, case, fields) for case in hints[name]]
+            for name, fields in LOOKED_UP.items()
+            if hints.get(name)
+        }
+        return {**hints, **found} if found else hints
 
     @staticmethod
-    def _case(known: Knows, case: Mapping[str, Json]) -> Mapping[str, Json]:
+    def _case(known: Knows, case: Mapping[str, Json], fields: Sequence[str]) -> Mapping[str, Json]:
         example = known.example("train", case["example"], case.get("twin", 0))
-        return {**case, "input": example.input, "expected": example.expected}
+        return {**case, **{field: getattr(example, field) for field in fields}}
 
     async def _evaluate(
         self, items: Sequence[Item], genome: Genome, llm: LLM, freed: Callable[[], None]

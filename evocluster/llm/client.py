@@ -41,7 +41,7 @@ class Request(Record):
     """Output limited to this JSON schema, where the model can."""
     replicate: int = 0
     """Distinguishes samples of the same request: 0, 1, 2..."""
-    purpose: Literal["evaluate", "rewrite", "judge"] = "evaluate"
+    purpose: Literal["evaluate", "rewrite", "reflect", "judge"] = "evaluate"
     """For accounts only; not part of the key."""
 
     def key(self, identity: str) -> str:

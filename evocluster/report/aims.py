@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 DOWN = ("latency_ms", "cost_usd", "tokens")
 """Sources that are better when lower."""
+SHORT: Mapping[str, str] = {"latency": "latency_ms", "cost": "cost_usd"}
 WEIGHTS: Mapping[str, float] = {
     "validator": 0.9,
     "accuracy": 0.85,
@@ -24,6 +25,7 @@ WEIGHTS: Mapping[str, float] = {
 }
 """The composite's settings where config.yaml names none."""
 _FIELD = re.compile(r"^\s*(?:- )?(\w+): (.*)$")
+_LIMIT = re.compile(r"^\s*- ['\"]?(.+?) ([<>])=? (\S+?)['\"]?$")
 
 
 class Aim(NamedTuple):
@@ -46,7 +48,9 @@ class Aim(NamedTuple):
 
 
 def aims(config: str, names: Sequence[str]) -> tuple[Aim, ...]:
-    """The aims of these names: from the `objectives` of config.yaml, else by the defaults of the name."""
+    """The aims of these names: from the `objectives` of config.yaml, else from its `constraints`, else by the defaults
+    of the name.
+    """
     declared: dict[str, dict[str, str]] = {}
     for line in section(config, "objectives"):
         if found := _FIELD.match(line):
@@ -54,7 +58,22 @@ def aims(config: str, names: Sequence[str]) -> tuple[Aim, ...]:
                 one: dict[str, str] = {}
             one[found[1]] = found[2].strip("'\"")
             declared[one.get("name", "")] = one
+    declared = {**_limited(config, declared), **declared}
     return tuple(_aim(name, declared.get(name, {})) for name in names)
+
+
+def _limited(config: str, declared: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """What constraints measure: 'latency_ms p95 <= 900' is the 95th percentile of the objective latency_ms."""
+    found = {}
+    for line in section(config, "constraints"):
+        if limit := _LIMIT.match(line):
+            short, _, aggregate = limit[1].partition(" ")
+            known = declared.get(short, {})
+            source = known.get("source", SHORT.get(short, short))
+            name = f"{known.get('name', source)} {aggregate}".strip()
+            way = "max" if limit[2] == ">" else "min"
+            found[name] = {**known, "source": source, "aggregate": aggregate or "mean", "direction": way}
+    return found
 
 
 def _aim(name: str, said: Mapping[str, str]) -> Aim:
@@ -118,7 +137,7 @@ class Ruler:
         if row["twin"]:
             return None
         if failed:
-            return 0.0
+            return None if source.startswith("scores.") and aim.direction == "min" else 0.0
         if source.startswith("scores."):
             score = scores.get(source.removeprefix("scores."), {})
             return finite(score.get("value")) or 0.0

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from evocluster.errors import ConfigError
 from evocluster.report.compare import Comparison, compare, verdict
 from evocluster.report.figures import best_split, number
 from evocluster.report.found import Found
+from evocluster.report.honest import signed
+from evocluster.report.limits import broken, feasible, limits
+from evocluster.report.measure import declared
 from evocluster.report.side import choose
 
 FEW = 100
@@ -41,6 +45,7 @@ def caveats(
     """
     said = [
         *_status(result, result.recommended is None),
+        *_limited(result),
         *_measured(result),
         *_paired(found),
         *_failed(errors, evaluations),
@@ -73,6 +78,23 @@ def _status(result: Found, provisional: bool) -> Iterator[tuple[str, str]]:
         )
 
 
+def _limited(result: Found) -> Iterator[tuple[str, str]]:
+    """What the recommended one keeps of the constraints."""
+    chosen = result.recommended
+    if chosen is None or not limits(result):
+        return
+    if not feasible(chosen):
+        decided = "validation" if chosen.get("validation") else "train"
+        what = ", ".join(broken(result, chosen, decided))
+        yield "bad", f"No configuration keeps the constraints; the recommended one breaks them least: {what}."
+    elif what := ", ".join(broken(result, chosen)):
+        where = best_split(chosen)
+        yield (
+            "warn",
+            f"The recommended configuration kept the constraints where it was chosen; on {where} it breaks {what}.",
+        )
+
+
 def _measured(result: Found) -> Iterator[tuple[str, str]]:
     chosen, start = result.recommended, result.start
     if chosen is None:
@@ -84,6 +106,24 @@ def _measured(result: Found) -> Iterator[tuple[str, str]]:
             "warn",
             f"The values are of {split}, which also decided what is recommended: expect somewhat less on new examples.",
         )
+    yield from _gap(chosen)
+    if count is not None and count < FEW:
+        yield "warn", f"Only {count} {split} examples: the intervals are wide, and small differences may be chance."
+    if start is not None and start["genome"] == chosen["genome"]:
+        yield "note", "The search recommends the configuration it started from: nothing better was found."
+
+
+def _gap(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """From validation to test: by the value that the choice has not flattered, where it was measured."""
+    honest = (chosen.get("honest_gap") or {}).get("quality")
+    if honest is not None and None not in honest.values():
+        if honest["low"] > 0:
+            yield (
+                "warn",
+                f"The recommended configuration loses {signed('quality', honest)} of its quality from validation to "
+                "test, its luck of being chosen left out: they may differ in kind. The test is the value to believe.",
+            )
+        return
     gap = (chosen.get("gap") or {}).get("quality")
     if gap is not None:
         was, now = ((chosen.get(one) or {}).get("quality", {}).get("value") for one in ("validation", "test"))
@@ -94,10 +134,6 @@ def _measured(result: Found) -> Iterator[tuple[str, str]]:
                 "warn" if gap > NOTABLE else "note",
                 f"{said}. {'Being chosen flattered it; the test is the value to believe.' if gap > 0 else ''}".strip(),
             )
-    if count is not None and count < FEW:
-        yield "warn", f"Only {count} {split} examples: the intervals are wide, and small differences may be chance."
-    if start is not None and start["genome"] == chosen["genome"]:
-        yield "note", "The search recommends the configuration it started from: nothing better was found."
 
 
 def against_start(result: Found) -> Comparison | str | None:
@@ -106,7 +142,7 @@ def against_start(result: Found) -> Comparison | str | None:
     if chosen is None or start is None or start["genome"] == chosen["genome"]:
         return None
     try:
-        return compare(choose(result, "start"), choose(result, "recommended"))
+        return compare(choose(result, "start"), choose(result, "recommended"), measures=declared(result))
     except ConfigError as nothing:
         return f"Start and recommended cannot be compared example by example: {nothing}"
 

@@ -8,6 +8,7 @@ from typing import Any
 from evocluster.records import canonical
 from evocluster.report.aims import finite
 from evocluster.report.board import Board, Bred
+from evocluster.report.limits import feasible
 from evocluster.report.lineage import LONG
 from evocluster.report.texts import Texts
 
@@ -95,6 +96,7 @@ def member(found: Mapping[str, Any] | None, board: Board) -> dict[str, Any] | No
         "genome": board.genomes[found["genome"]].number,
         "recommended": bool(found.get("recommended")),
         "why": str(found.get("why") or ""),
+        "feasible": feasible(found),
         "splits": {split: values for split, values in splits.items() if values},
         "gap": {name: finite(value) for name, value in (found.get("gap") or {}).items()},
         "tasks": tasks,

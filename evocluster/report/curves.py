@@ -38,6 +38,8 @@ class Curves:
         self._table = np.full((0, len(objectives)), np.nan)
         self._dirty: set[str] = set()
         self._official = [finite(value) for value in run.get("hypervolume") or ()]
+        # Which genomes keep the constraints of a run is not computed again.
+        self._noted = len(self._official) >= OFFICIAL or bool(run.get("constraints"))
         self._step = self._next = max(1, int(run.get("calls") or 0) // POINTS)
         self._points: list[tuple[int, float | None, Any]] = []
         self._seeds: list[Any] = []
@@ -92,7 +94,7 @@ class Curves:
     def _front(self) -> Any:
         """What a computed hypervolume needs; nothing where the run noted its own."""
         known = self._table[np.isfinite(self._table).all(axis=1)]
-        if len(self._official) >= OFFICIAL or not len(known):
+        if self._noted or not len(known):
             return known[:0]
         front = known[nsga2.front(known)]
         return front if len(front) <= LARGEST else front[nsga2.survive(front, LARGEST)]
@@ -119,14 +121,16 @@ class Curves:
         }
 
     def _hypervolume(self) -> dict[str, Any]:
-        if len(self._official) >= OFFICIAL:
+        if self._noted:
             marks = self._marks[: len(self._official)]
             return {"calls": marks, "values": self._official[: len(marks)], "computed": False}
-        worst = np.where(np.isfinite(self._seeds[0]), self._seeds[0], -np.inf).max(axis=0, initial=-np.inf)
-        width = np.where(np.isfinite(worst), worst - self._ideal, 1.0)
+        finished = np.isfinite(self._seeds[0])
+        worst = np.where(finished, self._seeds[0], -np.inf).max(axis=0, initial=-np.inf)
+        ideal = np.minimum(self._ideal, np.where(finished, self._seeds[0], np.inf).min(axis=0, initial=np.inf))
+        width = np.where(np.isfinite(worst), worst - ideal, 1.0)
         scale = np.where(width > 0, width, 1.0) * (1 + ENLARGED)
         ones = np.ones(len(self._ideal))
-        found = [finite(nsga2.hypervolume((front - self._ideal) / scale, ones)) for _, _, front in self._points]
+        found = [finite(nsga2.hypervolume((front - ideal) / scale, ones)) for _, _, front in self._points]
         return {"calls": [point[0] for point in self._points], "values": found, "computed": True}
 
 

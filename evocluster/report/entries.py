@@ -76,9 +76,10 @@ class Entry:
 
     def measured(self, member: Mapping[str, Any] | None, prefix: str = "") -> None:
         """All that a member of front.json was measured to be: each objective on each split with the ends of its 95 %
-        interval, and the gap from validation to test.
+        interval, the gap from validation to test, and of the recommended one what is left without the luck of the
+        choice (`honest`, `honest_gap`).
         """
-        for split in BEST_SPLIT:
+        for split in (*BEST_SPLIT, "honest", "honest_gap"):
             for name, interval in ((member or {}).get(split) or {}).items():
                 for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
                     self.metric(f"{prefix}{split}/{self._key(name)}{suffix}", interval.get(end))

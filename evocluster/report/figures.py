@@ -24,7 +24,7 @@ def heading(name: str) -> str:
 def number(name: str, value: float) -> str:
     """One value of an objective, short and without unit: latency in ms, cost in US dollars for a million queries."""
     if name == "latency_ms":
-        return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+        return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
     if name == "cost_usd":
         value *= 1e6
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from evocluster.report.figures import best_split, cell, describe
 from evocluster.report.found import Found
+from evocluster.report.limits import feasible, limits
 
 
 class Row(NamedTuple):
@@ -24,6 +25,8 @@ class Row(NamedTuple):
     """Validation quality minus test quality: what selection had flattered."""
     configuration: str
     """The start's genes whole; of the others those that differ from the start."""
+    feasible: bool = True
+    """It kept the constraints of the run."""
 
 
 def front_rows(result: Found) -> list[Row]:
@@ -73,7 +76,7 @@ def _row(result: Found, member: Mapping[str, Any], mark: str, configuration: str
     gap = (member.get("gap") or {}).get("quality")
     cells = tuple(cell(name, measured.get(name)) for name in result.objectives)
     said = "-" if gap is None else f"{gap:+.2f}"
-    return Row(mark, str(member["genome"])[:8], split, cells, said, configuration)
+    return Row(mark, str(member["genome"])[:8], split, cells, said, configuration, feasible(member))
 
 
 def table(result: Found) -> list[dict[str, Any]]:
@@ -86,6 +89,8 @@ def table(result: Found) -> list[dict[str, Any]]:
         roles = ["start"] * (member in start) + ["recommended"] * (member["genome"] == chosen)
         split = best_split(member)
         row: dict[str, Any] = {"role": ", ".join(roles), "genome": member["genome"], "split": split}
+        if limits(result):
+            row["feasible"] = feasible(member)
         for name in result.objectives:
             measured = (member.get(split) or {}).get(name) or {}
             row |= {

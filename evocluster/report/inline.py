@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evocluster.report.figures import best_split, heading, number
 from evocluster.report.found import Found
 from evocluster.report.front import Row, front_rows
+from evocluster.report.honest import honest_line
+from evocluster.report.limits import limits
+from evocluster.report.limits import said as sentence
 
 if TYPE_CHECKING:
     from evocluster.report.compare import Comparison
@@ -94,7 +97,7 @@ def _front_table(result: Found, rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         chosen = "*" in row.mark
-        mark = " ".join(filter(None, [row.mark.removesuffix("*"), "&#9733;" * chosen]))
+        mark = " ".join(filter(None, [row.mark.removesuffix("*"), "&#9733;" * chosen, "!" * (not row.feasible)]))
         cells = [f"<span style='color:{RECOMMENDED}'>{mark}</span>" if chosen else mark]
         cells += [f"<code>{_text(row.genome)}</code>", _text(row.split)]
         cells += [f"{_text(value)}<br><span style='opacity:.65'>{_text(ends)}</span>" for value, ends in row.cells]
@@ -122,8 +125,12 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _legend(result: Found) -> str:
     said = ["95 % intervals in brackets", "cost at list price", "gap: validation quality minus test quality"]
+    if found := limits(result):
+        said.insert(0, f"! breaks a constraint ({_text(', '.join(map(sentence, found)))})")
     if result.recommended:
         said.insert(0, f"&#9733; recommended by {_text(result.recommended['why'])}")
+    if line := honest_line(result):
+        said.append(f"honestly: {_text(line)}")
     return f"<div style='opacity:.75;margin:4px 0'>{'; '.join(said)}</div>"
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from evocluster.report.aims import Ruler, aims, weights
 from evocluster.report.figures import number
+from evocluster.report.found import Found
 
 Row = Mapping[str, Any]
 Value = Callable[[Row], float | None]
@@ -65,12 +67,34 @@ def measure(
         "composite": composite,
     }
     if source.startswith("scores."):
-        known[source] = partial(_score, scorer=source.removeprefix("scores."))
+        known[source] = partial(_score, scorer=source.removeprefix("scores."), down=direction == "min")
     value = known.get(source)
     if value is None:
         return None
     down = source in ("latency_ms", "cost_usd", "tokens")
     return Measure(name, direction or ("min" if down else "max"), aggregate, value)
+
+
+def declared(result: Found) -> dict[str, Measure]:
+    """The objectives of a run by name, as its own config.yaml declares them; none where there is no such file."""
+    try:
+        config = (result.path / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    rulers = {aim: Ruler((aim,), weights(config)) for aim in aims(config, result.objectives)}
+    return {
+        aim.name: Measure(
+            aim.name,
+            "max" if aim.direction == "max" else "min",
+            "p95" if aim.aggregate == "p95" else "mean",
+            partial(_ruled, ruler=ruler),
+        )
+        for aim, ruler in rulers.items()
+    }
+
+
+def _ruled(row: Row, ruler: Ruler) -> float | None:
+    return ruler.measure(row)[0]
 
 
 def _quality(row: Row) -> float | None:
@@ -79,8 +103,8 @@ def _quality(row: Row) -> float | None:
     return 0.0 if row["error"] is not None else float(row["quality"])
 
 
-def _score(row: Row, scorer: str) -> float | None:
-    if row["twin"]:
+def _score(row: Row, scorer: str, down: bool) -> float | None:
+    if row["twin"] or (down and row["error"] is not None):
         return None
     scores = json.loads(row["scores"] or "{}")
     return float(scores[scorer]["value"]) if row["error"] is None and scorer in scores else 0.0

@@ -10,6 +10,7 @@ from evocluster.report import front
 from evocluster.report.compare import Comparison, compare
 from evocluster.report.found import Found, rows
 from evocluster.report.inline import comparison_html, front_html
+from evocluster.report.measure import declared
 from evocluster.report.side import choose
 
 
@@ -44,7 +45,7 @@ class Result(Found):
         """Two configurations of this run on the examples both were evaluated on; `a`, `b`: start, recommended, or the
         first digits of a genome's id. Raises: errors.ConfigError.
         """
-        return Compared(*compare(choose(self, a), choose(self, b), split))
+        return Compared(*compare(choose(self, a), choose(self, b), split, declared(self)))
 
     def _repr_html_(self) -> str:
         return front_html(self)

@@ -18,6 +18,8 @@ from evocluster.report.curves import Curves, operators
 from evocluster.report.failures import failures
 from evocluster.report.figures import best_split
 from evocluster.report.found import Found
+from evocluster.report.honest import honest_line
+from evocluster.report.limits import limits
 from evocluster.report.lineage import lineage
 from evocluster.report.pairs import items, pairs
 from evocluster.report.spend import Spend
@@ -58,10 +60,12 @@ def facts(path: str | Path) -> dict[str, Any]:
         "run": _run(result),
         "objectives": [aim.name for aim in objectives],
         "aims": [_aim(aim) for aim in ruler.aims],
+        "constraints": limits(result),
         "caveats": caveats.caveats(
             result, found, board.errors, board.evaluations, (result.path / "examples.jsonl").exists()
         ),
         "tested": caveats.tested(found),
+        "honest": honest_line(result),
         "start": columns.member(result.start, board) or _bare(start),
         "winner": columns.member(chosen, board) or _bare(winner),
         "split": best_split(chosen or (result.start or {})),
@@ -131,7 +135,8 @@ def _bare(one: Bred | None) -> dict[str, Any] | None:
     """A member that front.json does not hold: only its place on the board."""
     if one is None:
         return None
-    return {"genome": one.number, "recommended": False, "why": "", "splits": {}, "gap": {}, "tasks": {}}
+    bare: dict[str, Any] = {"splits": {}, "gap": {}, "tasks": {}}
+    return {"genome": one.number, "recommended": False, "why": "", "feasible": True, **bare}
 
 
 def _known(result: Found) -> set[str]:

@@ -18,6 +18,10 @@ NONE, BALANCED = 0.1, 0.6
 """Shares of zero-shot and of balanced samples among random ones; the rest are random subsets."""
 
 
+ANEW = 0.1
+"""How often a refill draws every demo anew."""
+
+
 class Demos(Part):
     """Settings of the gene: `demos: {max: 8}`. A list of ids in its place freezes it."""
 
@@ -65,6 +69,15 @@ class Shots:
     def first(self) -> Json:
         return self._ids[: self.low]
 
+    @property
+    def groups(self) -> int:
+        """How many there are."""
+        return len(self._groups)
+
+    def group(self, id: str) -> str:
+        """The group (the label as text) of an example of the pool."""
+        return self._group[id]
+
     def _pick(self, ids: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
         return [ids[int(i)] for i in rng.permutation(len(ids))[:count]]
 
@@ -106,14 +119,19 @@ class Shots:
 
     def move(self, value: Json, rng: np.random.Generator) -> Json:
         """Add, drop or swap one, add or drop a whole round, shuffle, or draw the same size anew."""
+        return self.moved(value, rng)[1]
+
+    def moved(self, value: Json, rng: np.random.Generator) -> tuple[str, Json]:
+        """Which move it was (add, drop, swap, twin, shuffle, round, less, anew), and what came of it."""
         now = list(self.fix(value))
         for _ in range(8):
-            moved = self.fix(self._step(now, rng))
+            kind, step = self._step(now, rng)
+            moved = self.fix(step)
             if moved != tuple(now):
-                return moved
-        return self.sample(rng)
+                return kind, moved
+        return "anew", self.sample(rng)
 
-    def _step(self, now: list[str], rng: np.random.Generator) -> list[str]:
+    def _step(self, now: list[str], rng: np.random.Generator) -> tuple[str, list[str]]:
         moves = ["add", "drop", "swap", "twin", "shuffle", "anew"]
         weights = [1.0, 1.0, 1.5, 1.5, 1.0, 1.5]
         if self.rounds:
@@ -121,18 +139,18 @@ class Shots:
             weights += [2.5, 1.5]
         kind = moves[int(rng.choice(len(moves), p=np.array(weights) / sum(weights)))]
         if kind in ("swap", "twin"):
-            return self._swap(now, kind == "twin", rng)
+            return kind if now else "anew", self._swap(now, kind == "twin", rng)
         if kind in ("round", "less"):
-            return self._round(now, kind == "round", rng)
+            return kind, self._round(now, kind == "round", rng)
         if kind == "shuffle":
-            return self._pick(now, len(now), rng)
+            return kind, self._pick(now, len(now), rng)
         if kind == "drop" and now:
             gone = int(rng.integers(len(now)))
-            return now[:gone] + now[gone + 1 :]
+            return kind, now[:gone] + now[gone + 1 :]
         if kind == "add":
             left = [id for id in self._ids if id not in now]
-            return [*self._pick(left, 1, rng), *now] if len(now) < self.high else now
-        return self._anew(len(now), rng)
+            return kind, [*self._pick(left, 1, rng), *now] if len(now) < self.high else now
+        return "anew", self._anew(len(now), rng)
 
     def _anew(self, size: int, rng: np.random.Generator) -> list[str]:
         """As many as before, drawn afresh; balanced where the size is that of whole rounds."""
@@ -160,6 +178,22 @@ class Shots:
                 kept.append(id)
             seen.add(self._group[id])
         return kept[::-1]
+
+    def refill(self, value: Json, rng: np.random.Generator) -> Json:
+        """Filled up, or with one replaced where it is full, or sometimes all anew; then in another order.
+
+        The context shuffling of PromptBreeder (Fernando et al. 2023, section 3.2.5).
+        """
+        now = list(self.fix(value))
+        left = [id for id in self._ids if id not in now]
+        if now and rng.random() < ANEW:
+            now = self._pick(self._ids, len(now), rng)
+        elif len(now) < self.high and left:
+            room = min(self.high - len(now), len(left))
+            now += self._pick(left, int(rng.integers(1, room + 1)), rng)
+        elif left and now:
+            now[int(rng.integers(len(now)))] = self._pick(left, 1, rng)[0]
+        return self.fix(self._pick(now, len(now), rng))
 
     def mix(self, one: Json, other: Json, rng: np.random.Generator) -> Json:
         """Either parent's, or a sample of both of a size between theirs, in the order they stand."""

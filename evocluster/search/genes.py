@@ -21,6 +21,8 @@ from evocluster.records import FrozenJson, Json, canonical
 
 STEP = 0.15
 """Standard deviation of a numeric move, as a share of the range's width (of its logarithm where `log`)."""
+CLOSE = 0.05
+"""Numbers of a range are alike when they are no further apart than this share of its width."""
 MOST_VOTES = 16
 STYLES = ("chat", "inline", "completion")
 """Where demos stand: as chat turns, inside one user message, or as plain completion text."""
@@ -219,6 +221,10 @@ class Range(Part):
         first, second = self._share(one), self._share(other)
         blend = first + float(rng.uniform(-0.25, 1.25)) * (second - first)
         return self._at(min(1.0, max(0.0, blend)))
+
+    def alike(self, one: Json, other: Json) -> bool:
+        """No further apart than `CLOSE` of the width (of its logarithm where `log`)."""
+        return abs(self._share(one) - self._share(other)) <= CLOSE + 1e-9
 
     def fix(self, value: Json) -> Json:
         number = float(value) if is_number(value) else float(self.low)

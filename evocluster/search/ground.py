@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from evocluster.records import Genome, Item, Proposal, Trial
+from evocluster.search.budget import Budget
+from evocluster.search.cases import Focus
+from evocluster.search.credit import Shares
+from evocluster.search.memory import Memory
 from evocluster.search.objectives import Objective
-from evocluster.search.operators import EVALUATE, Credit, Operator
+from evocluster.search.operators import EVALUATE, Operator
+from evocluster.search.pedigree import Pedigree
 from evocluster.search.population import Individual, Population
 from evocluster.search.settings import Search
 from evocluster.search.space import Space
 from evocluster.search.stopping import Stopping
+from evocluster.search.tabu import Tabu
 
 Purpose = Literal["seed", "search", "extend", "validation", "test"]
 Block = tuple[Item, ...]
@@ -42,7 +49,15 @@ class Strategy(Protocol):
         ...
 
     def barrier(self, number: int) -> int:
-        """How many trials have to be committed before question `number`, whatever the lookahead allows."""
+        """How many trials have to be committed before question `number`; 0: as the lookahead allows."""
+        ...
+
+    def finish(self) -> None:
+        """The search phase is over and everything is committed."""
+        ...
+
+    def told(self) -> dict[str, Any]:
+        """What `progress` tells besides the usual, as JSON values."""
         ...
 
 
@@ -61,20 +76,41 @@ class Ground:
     make: Callable[[Genome, str, int, tuple[str, ...]], Individual]
     """An individual of: genome, operator, generation, ids of its parents."""
     operators: Mapping[str, Operator]
-    credit: Credit
+    credit: Shares
     stopping: Stopping
     population: Population
     starts: dict[str, Individual]
     seeds: deque[Proposal]
+    pedigree: Pedigree = field(default_factory=Pedigree)
     children: int = 0
     """Proposals for children that are committed."""
+    restarts: int = 0
+    """How often part of the population was replaced (see restart.py)."""
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=AVOIDED))
     """Ids of the genomes that were made last."""
+    budget: Budget = field(default_factory=Budget)
+    memory: Memory = field(default_factory=Memory)
+    """Of what was tried and what came of it, for whoever rewrites."""
+    focus: Focus = field(default_factory=Focus)
+    """What reflection is shown."""
+    tabu: Tabu = field(default_factory=Tabu)
+    """What was rejected; `selection: steady` rejects nothing for good."""
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the train examples, in the order of `Individual.by_example`."""
+        return tuple(dict.fromkeys(item.example for block in self.blocks for item in block))
 
     @property
     def generation(self) -> int:
         """Populations' worth of children committed so far."""
         return self.children // self.settings.population
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each train example stands in `Individual.by_example`."""
+        examples = dict.fromkeys(item.example for block in self.blocks for item in block)
+        return {example: place for place, example in enumerate(examples)}
 
     def known(self, id: str) -> Individual | None:
         """A member or a start."""
@@ -90,12 +126,13 @@ class Ground:
         parents = () if given else tuple(parent.id for parent in proposal.parents)
         self.recent.append(genome.id)
         one = self.make(genome, "warm" if given else proposal.operator, proposal.generation, parents)
-        one.notes = trial.notes
+        one.notes = {**self.pedigree.inherited(parents), **trial.notes}
         return one
 
     def learn(self, one: Individual, trial: Trial) -> None:
         """Count a trial's evaluations for its genome."""
         one.learn(trial.evaluations, self.objectives, self.examples)
+        self.pedigree.seen(one, self.population.members)
 
     def propose(
         self,
@@ -119,6 +156,12 @@ class Ground:
             seed=int(rng.integers(2**53)),
             purpose=purpose,
         )
+
+    def pick_operator(self, rng: np.random.Generator) -> tuple[str, list[Individual]]:
+        """See `mating.pick_operator`."""
+        from evocluster.search.mating import pick_operator
+
+        return pick_operator(self, rng)
 
     def parent(self, rng: np.random.Generator) -> Individual:
         """By what it alone masters, or by tournament."""

@@ -2,7 +2,8 @@
 
 Deb, Pratap, Agarwal and Meyarivan 2002, "A fast and elitist multiobjective genetic algorithm", sections III A
 and B; the sorting, the crowding distance and the hypervolume are pymoo's. All values are minimised; NaN and
-infinity are the worst.
+infinity are the worst. With violations domination is constrained (section VI): the less violating row is ahead, and
+among rows that violate alike, above all those that do not, the values decide.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ def finite(values: Floats) -> Floats:
     return table
 
 
-def rank_and_crowding(values: Floats) -> tuple[Ints, Floats]:
+def rank_and_crowding(values: Floats, violations: Floats | None = None) -> tuple[Ints, Floats]:
     """Ranks (0: no other row dominates it) and crowding distances (inf: an extreme of its rank) of an [n, m]
     table.
+
+    `violations`: by how much each row breaks constraints; 0: it is feasible.
     """
     from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
@@ -42,12 +45,25 @@ def rank_and_crowding(values: Floats) -> tuple[Ints, Floats]:
     crowding = np.zeros(len(table))
     # Equal rows share a place: the first of them keeps its distance, the rest are crowded out before others.
     first = np.zeros(len(table), dtype=bool)
-    first[np.unique(table, axis=0, return_index=True)[1]] = True
-    for rank, front in enumerate(NonDominatedSorting().do(table)):
-        ranks[front] = rank
-        apart = front[first[front]]
-        crowding[apart] = calc_crowding_distance(table[apart])
+    rows = table if violations is None else np.column_stack([table, violations])
+    first[np.unique(rows, axis=0, return_index=True)[1]] = True
+    rank = 0
+    for alike in _levels(violations, len(table)):
+        for within in NonDominatedSorting().do(table[alike]):
+            front = alike[within]
+            ranks[front] = rank
+            apart = front[first[front]]
+            crowding[apart] = calc_crowding_distance(table[apart])
+            rank += 1
     return ranks, crowding
+
+
+def _levels(violations: Floats | None, count: int) -> list[Ints]:
+    """The rows that violate alike, the least violating first: all of one dominate all of the next."""
+    if violations is None:
+        return [np.arange(count)]
+    worst = np.where(np.isnan(violations), np.inf, violations)
+    return [np.flatnonzero(worst == level) for level in np.unique(worst)]
 
 
 def order(ranks: Ints, crowding: Floats) -> Ints:
@@ -55,14 +71,14 @@ def order(ranks: Ints, crowding: Floats) -> Ints:
     return np.lexsort((np.arange(len(ranks)), -crowding, ranks)).astype(np.int64)
 
 
-def survive(values: Floats, k: int) -> Ints:
+def survive(values: Floats, k: int, violations: Floats | None = None) -> Ints:
     """The `k` rows that stay, best first; all of them when there are no more than `k`."""
-    return order(*rank_and_crowding(values))[:k]
+    return order(*rank_and_crowding(values, violations))[:k]
 
 
-def front(values: Floats) -> Ints:
+def front(values: Floats, violations: Floats | None = None) -> Ints:
     """The non-dominated rows, in their order."""
-    return np.flatnonzero(rank_and_crowding(values)[0] == 0).astype(np.int64)
+    return np.flatnonzero(rank_and_crowding(values, violations)[0] == 0).astype(np.int64)
 
 
 def hypervolume(values: Floats, reference: Floats) -> float:

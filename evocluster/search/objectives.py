@@ -100,7 +100,10 @@ class Objective(Part):
         return -1.0 if self.direction == "max" else 1.0
 
     def ideal(self) -> float:
-        """The best value there could be: 1 upward, 0 downward."""
+        """The best value there could be: 1 upward, 0 downward.
+
+        No more than a first guess for what has another scale: tokens upward, scorers of weight 0.
+        """
         return 1.0 if self.direction == "max" else 0.0
 
 
@@ -227,19 +230,63 @@ class Tally:
 
     def part(self, task: str) -> Tally:
         """What belongs to one of several tasks."""
-        part = Tally(self._composite, self._scorers, self._index)
-        if self._tasks is not None and task in self._tasks.names:
-            own = self._tasks.of[self._rows[:, EXAMPLE].astype(np.int64)] == self._tasks.names.index(task)
-            part._keys, part._rows = self._keys[own], self._rows[own]
+        if self._tasks is None or task not in self._tasks.names:
+            return Tally(self._composite, self._scorers, self._index)
+        own = self._tasks.of[self._rows[:, EXAMPLE].astype(np.int64)] == self._tasks.names.index(task)
+        part = self._kept(own)
+        part._tasks = None
         return part
+
+    def _kept(self, rows: NDArray[Any]) -> Tally:
+        """Some of its rows: a mask, or places in their new order."""
+        part = Tally(self._composite, self._scorers, self._index, self._tasks)
+        part._keys, part._rows = self._keys[rows], self._rows[rows]
+        return part
+
+    def within(self, examples: NDArray[np.int64]) -> Tally:
+        """What it has of these example numbers."""
+        return self._kept(np.isin(self._rows[:, EXAMPLE].astype(np.int64), examples))
+
+    def joined(self, other: Tally) -> Tally:
+        """Both as if of one genome, on examples that they do not share."""
+        both = self._kept(np.ones(len(self._keys), dtype=bool))
+        both._keys = np.concatenate([self._keys, other._keys])
+        both._rows = np.concatenate([self._rows, other._rows])
+        return both
+
+    @property
+    def examples(self) -> NDArray[np.int64]:
+        """Numbers of the examples it has, sorted."""
+        return np.unique(self._rows[:, EXAMPLE].astype(np.int64))
+
+    @property
+    def once(self) -> int:
+        """How many items were evaluated, further replicates of an item not counted."""
+        return len(np.unique(self._keys >> 16))
+
+    def sums(self, objective: Objective) -> tuple[Floats, Floats]:
+        """Per example of the split: the objective's values added up, and how many they are."""
+        values, examples = self._series(objective)
+        at, count = examples.astype(np.int64), len(self._index)
+        added = np.bincount(at, values, minlength=count).astype(np.float64)
+        return added, np.bincount(at, minlength=count).astype(np.float64)
 
     def by_example(self, count: int) -> Floats:
         """Mean quality on each of the first `count` examples as given; NaN where there is none."""
         given = self._rows[self._rows[:, TWIN] == 0]
-        at = given[:, EXAMPLE].astype(np.int64)
-        sums = np.bincount(at, given[:, QUALITY], minlength=count)[:count]
-        seen = np.bincount(at, minlength=count)[:count]
-        return np.where(seen > 0, sums / np.maximum(seen, 1), np.nan)
+        return _by_example(given[:, QUALITY], given[:, EXAMPLE], count)
+
+    def outcomes(self, objective: Objective, count: int) -> Floats:
+        """The mean of what an objective aggregates on each of the first `count` examples; NaN where there is none."""
+        return _by_example(*self._series(objective), count)
+
+    def noise(self, objective: Objective) -> float:
+        """The standard error of the mean; 0 where there are not two values."""
+        values, examples = self._series(objective)
+        if self._tasks is None:
+            return _deviation(values)
+        errors = np.array([_deviation(values[own]) for own in self._tasks.split(examples)])
+        return float(np.sqrt(np.square(errors).sum()) / max(1, len(errors)))
 
     def _series(self, objective: Objective) -> tuple[Floats, Floats]:
         """The values an objective aggregates, and the example of each."""
@@ -258,7 +305,37 @@ class Tally:
             return kept[:, QUALITY], kept[:, EXAMPLE]
         column = COLUMNS + self._scorers.index(objective.scorer)
         kept = kept[~np.isnan(kept[:, column])]
-        return kept[:, column], kept[:, EXAMPLE]
+        failed = np.isinf(kept[:, column])
+        if objective.direction == "min":
+            # A failure is no small amount of anything.
+            return kept[~failed, column], kept[~failed, EXAMPLE]
+        # It counts 0, or like the worst there was where a scorer goes below that.
+        worst = kept[~failed, column].min(initial=0.0)
+        return np.where(failed, worst, kept[:, column]), kept[:, EXAMPLE]
+
+    def both(self, other: Tally) -> tuple[Tally, Tally]:
+        """The two on the items that both have, in one order."""
+        _, mine, theirs = np.intersect1d(self._keys, other._keys, assume_unique=True, return_indices=True)
+        return self._kept(mine), other._kept(theirs)
+
+    def differences(self, other: Tally, objective: Objective) -> list[Floats]:
+        """This one's means less the other's, example by example, where both have `both` each other's items.
+
+        With several tasks: weighted so that every task counts alike; a series per task where the worst counts.
+        """
+        (own, at), (others, where) = self._series(objective), other._series(objective)
+        examples, firsts = np.unique(at, return_inverse=True)
+        known, seconds = np.unique(where, return_inverse=True)
+        both = np.intersect1d(examples, known)
+        own_means = np.bincount(firsts, own) / np.bincount(firsts) if len(own) else own
+        other_means = np.bincount(seconds, others) / np.bincount(seconds) if len(others) else others
+        gaps = own_means[np.isin(examples, both)] - other_means[np.isin(known, both)]
+        if self._tasks is None:
+            return [gaps]
+        masks = self._tasks.split(both)
+        if self._tasks.how == "worst":
+            return [gaps[mask] for mask in masks]
+        return [sum((mask * (len(both) / len(masks) / mask.sum()) for mask in masks), np.zeros(len(both))) * gaps]
 
     def value(self, objective: Objective) -> float:
         """Its value; the worst there is (-inf upward, inf downward) where nothing was measured."""
@@ -286,9 +363,19 @@ class Tally:
             return float(self._tasks.join(careful, objective.direction))
         return float(self.value(objective) + objective.sign * np.sqrt(np.square(errors).sum()) / len(errors))
 
+    def resampled(self, objective: Objective, rng: np.random.Generator) -> Floats:
+        """The value over each of `RESAMPLES` resamples of whole examples; for tallies of the same examples, the same
+        generator draws the same.
+        """
+        values, examples = self._series(objective)
+        if self._tasks is None:
+            return _resampled(values, examples, objective, rng)
+        parts = [_resampled(values[own], examples[own], objective, rng) for own in self._tasks.split(examples)]
+        return self._tasks.join(parts, objective.direction)
+
     def interval(self, objective: Objective, rng: np.random.Generator, level: float = 0.95) -> Interval:
-        """The value and its interval: Wilson's where every value is 0 or 1, else a bootstrap of whole
-        examples.
+        """The value and its interval: Wilson's where every value is 0 or 1 and nothing was replicated, else a bootstrap
+        of whole examples.
 
         Wilson 1927, with examples (not evaluations, which are alike within one) as the sample size; the
         bootstrap draws examples with replacement, `RESAMPLES` times, so twins and replicates stay together, and
@@ -298,21 +385,19 @@ class Tally:
         value = self.value(objective)
         if not len(values):
             return Interval(value=value, low=value, high=value)
-        if self._tasks is not None:
-            parts = [_resampled(values[own], examples[own], objective, rng) for own in self._tasks.split(examples)]
-            low, high = _middle(self._tasks.join(parts, objective.direction), level)
-        elif objective.aggregate == "mean" and bool(np.isin(values, (0.0, 1.0)).all()):
+        plain = self._tasks is None and objective.aggregate == "mean" and self.once == self.items
+        if plain and bool(np.isin(values, (0.0, 1.0)).all()):
             low, high = wilson(float(values.mean()), len(np.unique(examples)), level)
         else:
-            low, high = _middle(_resampled(values, examples, objective, rng), level)
+            low, high = _middle(self.resampled(objective, rng), level)
         # Summing in another order may put the ends a rounding error beyond the value.
         return Interval(value=value, low=min(low, value), high=max(high, value))
 
 
 def _score(done: Evaluation, scorer: str) -> float:
-    """A scorer's value: 0 for a failed evaluation, NaN where the task has no such scorer."""
+    """A scorer's value: infinite for a failed evaluation, NaN where the task has no such scorer."""
     if done.error is not None:
-        return 0.0
+        return float("inf")
     if scorer not in done.scores:
         return float("nan")
     score = done.scores[scorer]
@@ -327,6 +412,18 @@ def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def _by_example(values: Floats, examples: Floats, count: int) -> Floats:
+    """The mean of the values of each example; NaN where there is none."""
+    at = examples.astype(np.int64)
+    sums = np.bincount(at, values, minlength=count)[:count]
+    seen = np.bincount(at, minlength=count)[:count]
+    return np.where(seen > 0, sums / np.maximum(seen, 1), np.nan)
+
+
+def _deviation(values: Floats) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _aggregate(values: Floats, objective: Objective) -> float:

@@ -1,21 +1,20 @@
-"""How a child is made from its parents: small frozen callables, each one idea, and the credit that shares
-draws among them.
+"""How a child is made from its parents: small frozen callables, each one idea, and the portfolio of them.
 
 The four-callables shape is learned from Optuna's NSGA-II sampler. Operators run where the proposal is carried
 out, with the proposal's own generator, so a retried proposal is the same child. Those that ask a model are in
-`rewrite.py`.
+`rewrite.py`, those on demos in `fewshot.py`; `credit.py` shares draws among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from evocluster.errors import ConfigError, OperatorFailed
-from evocluster.llm.client import LLM
+from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome, Json
 from evocluster.search.space import Space, nearest
 
@@ -69,7 +68,23 @@ class Operator(Protocol):
         ...
 
 
-def _known(parents: Sequence[Genome], hints: Mapping[str, Json]) -> frozenset[str]:
+async def nobody(request: Request) -> Reply:
+    """The model of operators that ask none. Raises: OperatorFailed."""
+    raise OperatorFailed("this operator asks a model, and there is none here")
+
+
+def now(making: Coroutine[Any, Any, Child]) -> Child:
+    """What an operator makes that waits for nothing."""
+    try:
+        making.send(None)
+    except StopIteration as done:
+        child: Child = done.value
+        return child
+    raise OperatorFailed("this operator waits for something, and nothing comes here")
+
+
+def known(parents: Sequence[Genome], hints: Mapping[str, Json]) -> frozenset[str]:
+    """Ids that a child should not have: its parents' and those to avoid."""
     return frozenset([*(parent.id for parent in parents), *hints.get("avoid", ())])
 
 
@@ -92,10 +107,10 @@ class Seed:
     ) -> Child:
         if "genome" in hints:
             return Child(Genome(genes=hints["genome"]))
-        known = _known(parents, hints)
+        made = known(parents, hints)
         child = space.sample(rng)
         for _ in range(REDRAWS):
-            if child.id not in known:
+            if child.id not in made:
                 break
             child = space.sample(rng)
         return Child(child)
@@ -122,11 +137,11 @@ class Mutate:
         movable = [name for name in (self.only or space.free) if space.movable(name)]
         if not movable:
             raise OperatorFailed(f"{self.name}: none of the genes {list(self.only or space.free)!r} can move; free one")
-        known = _known(parents, hints)
+        made = known(parents, hints)
         start = space.fix(parents[0].genes)
         child = self._step(space, start, movable, rng)
         for _ in range(REDRAWS):
-            if child.id not in known:
+            if child.id not in made:
                 break
             # Walking on from the known child reaches new ground where all neighbours are known.
             child = self._step(space, child if rng.random() < 0.5 else start, movable, rng)
@@ -156,10 +171,10 @@ class Crossover:
         llm: LLM,
         rng: np.random.Generator,
     ) -> Child:
-        known = _known(parents, hints)
+        made = known(parents, hints)
         child = space.mix(parents[0], parents[-1], rng)
         for _ in range(REDRAWS):
-            if child.id not in known:
+            if child.id not in made:
                 return Child(child)
             child = space.mix(parents[0], parents[-1], rng)
         if any(space.movable(name) for name in space.free):
@@ -167,18 +182,63 @@ class Crossover:
         return Child(child)
 
 
-NAMES = ("seed", "mutate", "demos", "crossover", "rewrite", "merge")
-"""Every operator there is, in the order of the portfolio."""
+BREED = (
+    *("zero_order", "first_order", "distribution", "ranked", "lineage"),
+    *("hyper_zero", "hyper_first", "lamarck", "context"),
+)
+"""PromptBreeder's nine (see `breed.py`), which act only where they are named."""
+STEADY = ("seed", "mutate", "demos", "crossover", "rewrite", "merge")
+"""The operators of `selection: steady`, in the order of the portfolio."""
+NAMES = (*STEADY, "model", "calls", "numbers", "similar", "disputed", "reflect", *BREED)
+"""Every operator there is."""
+GROUPS: Mapping[str, tuple[str, ...]] = {"breed": BREED}
+"""Names that stand for several operators."""
 
 
 class Choosing(Protocol):
     """The settings a portfolio is made from (see `optimizer.Search`)."""
 
     @property
+    def selection(self) -> str: ...
+
+    @property
     def operators(self) -> tuple[str, ...] | None: ...
 
     @property
     def rewriter(self) -> str | None: ...
+
+    @property
+    def reflector(self) -> str | None: ...
+
+    @property
+    def strategy(self) -> str: ...
+
+
+def _named(settings: Choosing, space: Space) -> tuple[str, ...] | None:
+    """The operators asked for, groups spelled out; None: all but the nine. Raises: ConfigError."""
+    allowed = (*(NAMES if settings.selection != "steady" else (*STEADY, "reflect", *BREED)), *GROUPS)
+    for name in settings.operators or ():
+        if name not in allowed:
+            raise ConfigError(f"search.operators: got {name!r}; allowed: {', '.join(allowed)}{nearest(name, allowed)}")
+    breeds = settings.strategy == "breed"
+    if breeds and not space.rewritable:
+        raise ConfigError(
+            "search.strategy: 'breed' writes new prompts, but the rubric may not change (space.rubric: "
+            f'{space.settings.root.get("rubric", "")!r}); allowed: a list of texts, as in `rubric: ["..."]`; '
+            "write one, or take another strategy"
+        )
+    if settings.operators is None:
+        return BREED if breeds else None
+    return tuple(one for name in settings.operators for one in GROUPS.get(name, (name,)))
+
+
+def _reflects(settings: Choosing, space: Space) -> bool:
+    """Failures are read where that is what the strategy does, or where a model is named for it: a small one that only
+    answers questions makes nothing of them.
+    """
+    if settings.strategy in ("refine", "hybrid"):
+        return bool(settings.reflector or settings.rewriter or "model" in space.names)
+    return settings.selection != "steady" and bool(settings.reflector or "reflect" in (settings.operators or ()))
 
 
 def portfolio(settings: Choosing, space: Space) -> dict[str, Operator]:
@@ -188,12 +248,11 @@ def portfolio(settings: Choosing, space: Space) -> dict[str, Operator]:
 
     Raises: ConfigError when a name is unknown, or when nothing is left that makes children.
     """
+    from evocluster.search import breed
+    from evocluster.search.reflect import Reflect
     from evocluster.search.rewrite import Merge, Rewrite
 
-    names, rewriter = settings.operators, settings.rewriter
-    for name in names or ():
-        if name not in NAMES:
-            raise ConfigError(f"search.operators: got {name!r}; allowed: {', '.join(NAMES)}{nearest(name, NAMES)}")
+    names, rewriter = _named(settings, space), settings.rewriter
     movable = [name for name in space.free if space.movable(name)]
     able: dict[str, Operator] = {"seed": Seed()}
     if movable:
@@ -202,60 +261,24 @@ def portfolio(settings: Choosing, space: Space) -> dict[str, Operator]:
         able["demos"] = Mutate(name="demos", only=("demos",))
     if len(movable) > 1 or "demos" in movable:
         able["crossover"] = Crossover()
+    # Steady state is kept as it was before there was a memory.
+    old = settings.selection == "steady"
     if space.rewritable:
-        able["rewrite"] = Rewrite(model=rewriter)
-        able["merge"] = Merge(model=rewriter)
-    chosen = {name: one for name, one in able.items() if name == "seed" or names is None or name in names}
+        needs = () if old else ("memory",)
+        able["rewrite"] = Rewrite(model=rewriter, needs=needs)
+        able["merge"] = Merge(model=rewriter, needs=needs)
+        if _reflects(settings, space):
+            able["reflect"] = Reflect(model=settings.reflector or rewriter)
+    if not old:
+        from evocluster.search.typed import refined
+
+        able = refined(able, space)
+    usual = tuple(able)
+    able.update(breed.able(space, rewriter))
+    chosen = {name: one for name, one in able.items() if name in ("seed", *(usual if names is None else names))}
     if space.free and len(chosen) == 1 and not (names and "seed" in names):
         raise ConfigError(
             f"search.operators: none of {list(names or ())!r} can act on the genes {list(space.free)!r}; "
             f"allowed here: {', '.join(able)}"
         )
     return chosen
-
-
-class Credit:
-    """How often each operator was used and how often its child survived; operators that pay get more draws.
-
-    A draw has a floor of `FLOOR`; the rest is shared by success rates, smoothed with one success in two uses
-    (Laplace), times `PRIOR`.
-    """
-
-    FLOOR = 0.05
-    PRIOR: ClassVar[Mapping[str, float]] = {"rewrite": 0.3, "merge": 0.15}
-    """Wording moves results less than other genes do, and a reworded parent survives because it is nearly the
-    same.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
-        self._uses = dict.fromkeys(self._names, 0)
-        self._successes = dict.fromkeys(self._names, 0)
-
-    def count(self, name: str, success: bool) -> None:
-        """One child of this operator was committed. Names outside the portfolio are not counted."""
-        if name in self._uses:
-            self._uses[name] += 1
-            self._successes[name] += int(success)
-
-    def probabilities(self) -> dict[str, float]:
-        """The chance of each operator; they add up to 1."""
-        floor = min(self.FLOOR, 1 / len(self._names))
-        rates = {
-            name: self.PRIOR.get(name, 1.0) * (self._successes[name] + 1) / (self._uses[name] + 2)
-            for name in self._names
-        }
-        rest, total = 1 - floor * len(self._names), sum(rates.values())
-        return {name: floor + rest * rate / total for name, rate in rates.items()}
-
-    def draw(self, rng: np.random.Generator) -> str:
-        """The name of an operator."""
-        chances = list(self.probabilities().values())
-        return self._names[int(rng.choice(len(self._names), p=np.array(chances) / sum(chances)))]
-
-    def state(self) -> dict[str, dict[str, float]]:
-        """Per operator: uses, successes, probability."""
-        return {
-            name: {"uses": self._uses[name], "successes": self._successes[name], "probability": chance}
-            for name, chance in self.probabilities().items()
-        }

@@ -21,16 +21,24 @@ from typing import Any, Literal
 import numpy as np
 
 from evocluster.errors import ConfigError
-from evocluster.records import Genome, Item, Proposal, Split, Trial
+from evocluster.records import Genome, Item, Json, Proposal, Split, Trial
 from evocluster.search.across import Tasks
+from evocluster.search.breed_strategy import Breed
 from evocluster.search.budget import Budget, Ledger
 from evocluster.search.check import Check
+from evocluster.search.credit import shares
+from evocluster.search.evolve import Evolve
+from evocluster.search.feasible import Constraint, Limits
 from evocluster.search.ground import Ground, Strategy
+from evocluster.search.hybrid import Hybrid
 from evocluster.search.members import Member, blocks, describe, enough, measures
+from evocluster.search.memory import Memory
 from evocluster.search.objectives import Composite, Objective, Tally, built_in
-from evocluster.search.operators import EVALUATE, Credit, portfolio
+from evocluster.search.operators import EVALUATE, portfolio
+from evocluster.search.plain import Plain
 from evocluster.search.population import Individual, Population
 from evocluster.search.recommend import parse
+from evocluster.search.refine import Refine
 from evocluster.search.seeding import seeding
 from evocluster.search.settings import Search
 from evocluster.search.space import Space
@@ -68,8 +76,10 @@ class Optimizer:
         calls_per_item: int = 1,
         warm: Sequence[Genome] = (),
         tasks: Callable[[Iterable[str]], Tasks] | None = None,
+        constraints: Sequence[Constraint | str | Mapping[str, Json]] = (),
     ) -> None:
-        """`calls_per_item`: the most LLM calls of one item; `tasks`: of example ids, where there are several tasks.
+        """`calls_per_item`: the most LLM calls of one item; `tasks`: of example ids, where there are several tasks;
+        `constraints`: such as 'quality >= 0.8', which come before the objectives.
 
         Raises: ConfigError.
         """
@@ -78,23 +88,27 @@ class Optimizer:
         self._space, self._settings, self._seed = space, settings, seed
         self._objectives, self._composite = tuple(objectives), composite
         self._lookahead, self._calls_per_item = settings.ahead(in_flight), calls_per_item
-        rule = parse(recommend)
-        self._named = measures(self._objectives, rule, budget.target_objective)
+        rule = parse(recommend, [one.name for one in self._objectives])
+        self._limits = Limits(constraints, self._objectives)
+        self._named = measures(self._objectives, rule, budget.target_objective, self._limits.measures)
         self._scorers = tuple(dict.fromkeys(one.scorer for one in self._named if one.scorer))
         portion = min(PORTION, settings.block)
         self._check_ahead = max(self._lookahead, ceil(3 * in_flight / portion) + 1)
-        self._blocks = {
-            split: blocks(items.get(split, ()), settings.block if split == "train" else portion) for split in SPLITS
-        }
         self._index = {split: _numbered(items.get(split, ())) for split in SPLITS}
         self._tasks = {split: tasks(index) if tasks else None for split, index in self._index.items()}
+        earlier = settings.selection == "steady"
+        self._blocks = {split: blocks(items.get(split, ()), portion) for split in SPLITS[1:]}
+        self._blocks["train"] = blocks(items["train"], settings.block, None if earlier else self._tasks["train"])
         target = next(one for one in self._named if one.name == budget.target_objective)
-        train = self._blocks["train"]
+        whole = settings.strategy == "evolve" and settings.selection in ("generational", "random")
+        train = blocks(items["train"], len(self._index["train"])) if whole else self._blocks["train"]
         self._stopping = Stopping(budget, target, settings.population, enough(train))
         self._ledger = Ledger(budget)
-        self._check = Check(self._blocks, self._objectives, self._named, rule, settings.finalists)
+        self._check = Check(self._blocks, self._objectives, self._named, rule, settings, seed)
         operators = portfolio(settings, space)
-        self._population = Population(settings.population, self._objectives)
+        self._population = Population(
+            settings.population, self._objectives, distinct=not earlier and settings.strategy in ("evolve", "hybrid")
+        )
         self._starts = {genome.id: self._new(genome, "start") for genome in start}
         self._ground = Ground(
             space=space,
@@ -105,11 +119,13 @@ class Optimizer:
             examples=len(self._index["train"]),
             make=self._new,
             operators=operators,
-            credit=Credit([name for name in operators if name != "seed"] or ["seed"]),
+            credit=shares(settings.selection, [name for name in operators if name != "seed"] or ["seed"]),
             stopping=self._stopping,
             population=self._population,
             starts=self._starts,
             seeds=deque(seeding(space, start, warm, train, settings.population, seed)),
+            budget=budget,
+            memory=Memory(settings.memory_tokens),
         )
         self._ground.recent.extend(self._starts)
         self._strategy = strategy(self._ground)
@@ -188,6 +204,11 @@ class Optimizer:
         return self._committed
 
     @property
+    def scorers(self) -> tuple[str, ...]:
+        """Scorers whose own values count for anything."""
+        return self._scorers
+
+    @property
     def generation(self) -> int:
         """Populations' worth of children committed so far."""
         return self._ground.generation
@@ -207,7 +228,7 @@ class Optimizer:
         """Where the run stands, as JSON values; counts what is committed."""
         spent = self._ledger.spent
         members = sorted(self._population.front(), key=lambda one: one.careful[::-1], reverse=True)[:SHOWN]
-        best = max((one.tally("train").value(QUALITY) for one in self._population.members), default=-np.inf)
+        best = max((one.tally("train").value(QUALITY) for one in self._population.contenders()), default=-np.inf)
         return {
             "phase": self._phase,
             "generation": self.generation,
@@ -225,13 +246,23 @@ class Optimizer:
                 {
                     "genome": one.genome.id,
                     "values": {o.name: _json(one.tally("train").value(o)) for o in self._named},
+                    **({"feasible": not one.violation} if self._limits else {}),
                 }
                 for one in members
             ],
             "best_quality": _json(best),
             "operators": self._ground.credit.state(),
+            "restarts": self._ground.restarts,
             "stop_reason": self._ending,
+            **self._strategy.told(),
+            **self._kept(),
         }
+
+    def _kept(self) -> dict[str, Any]:
+        """The constraints and how many members keep them; nothing without constraints."""
+        if not self._limits:
+            return {}
+        return {"constraints": self._limits.facts(), "feasible": len(self._population.feasible)}
 
     # Commits.
 
@@ -266,13 +297,13 @@ class Optimizer:
         def make(split: Split) -> Tally:
             return Tally(self._composite, self._scorers, self._index[split], self._tasks[split])
 
-        return Individual(genome, make, generation, parents, operator)
+        return Individual(genome, make, generation, parents, operator, limits=self._limits)
 
     # The search phase.
 
     def _plan_search(self) -> Proposal | None:
         """The next proposal of the search; None: commit more first; with nothing out, the search is over."""
-        tallies = [one.tally("train") for one in self._population.members]
+        tallies = [one.tally("train") for one in self._population.feasible]
         self._ending = self._ending or self._stopping.reason(self.generation, tallies)
         if self._ending is not None:
             return None
@@ -336,6 +367,7 @@ class Optimizer:
         """With everything committed: from search to validation to test to done."""
         starts = [one for one in self._starts.values() if one.tally("train").items]
         if self._phase == "search":
+            self._strategy.finish()
             self._check.validate(self._population, starts)
             self._phase = "validation"
         elif self._phase == "validation":
@@ -346,8 +378,16 @@ class Optimizer:
 
 
 def strategy(ground: Ground) -> Strategy:
-    """The strategy that the settings name."""
-    return Steady(ground)
+    """The strategy that the settings name. Raises: ConfigError."""
+    settings = ground.settings
+    if settings.strategy == "breed":
+        return Breed(ground)
+    if settings.strategy == "refine":
+        return Refine(ground)
+    if settings.selection in ("generational", "random"):
+        return Plain(ground, random=settings.selection == "random")
+    population = Steady(ground) if settings.selection == "steady" else Evolve(ground)
+    return Hybrid(ground, population) if settings.strategy == "hybrid" else population
 
 
 def _numbered(items: Sequence[Item]) -> dict[str, int]:

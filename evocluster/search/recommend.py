@@ -60,35 +60,55 @@ class Rule(Part):
         return tuple(dict.fromkeys(name for name in (self.best, *(bound.name for bound in self.bounds)) if name))
 
 
-def parse(text: str) -> Rule:
-    """The rule of a text. Raises: ValueError that names the word, what is allowed, and the nearest."""
-    words = text.replace(">=", " >= ").replace("<=", " <= ")
-    words = re.sub(r"([<>])(?!=)", r" \1 ", words)
-    tokens = words.split()
+def parse(text: str, names: Sequence[str] | None = ()) -> Rule:
+    """The rule of a text. `names`: of the run's own objectives; None: any name will do.
+
+    Raises: ValueError that names the word, what is allowed, and the nearest.
+    """
+    tokens = words(text)
     if tokens in (["composite"], ["knee"]):
         return Rule(text=text, best="composite" if tokens == ["composite"] else "")
     if not tokens:
         raise ValueError(f"got an empty rule; allowed: {FORMS}")
     if tokens[0] == "best" and len(tokens) > 1:
-        best, rest = _name(tokens[1], text), tokens[2:]
+        best, rest = _name(tokens[1], text, names), tokens[2:]
     elif tokens[0] in PICKS:
         best, rest = PICKS[tokens[0]], tokens[1:]
     else:
         starts = ("composite", "knee", "best", *PICKS)
         raise ValueError(f"got {text!r}: it starts with {tokens[0]!r}; allowed: {FORMS}{nearest(tokens[0], starts)}")
-    return Rule(text=text, best=best, bounds=tuple(_bounds(rest, text)))
+    return Rule(text=text, best=best, bounds=tuple(_bounds(rest, text, names)))
 
 
-def _name(word: str, text: str) -> str:
+def words(text: str) -> list[str]:
+    """The words of a condition, comparisons standing alone: 'quality>=0.8' has three."""
+    return re.sub(r"([<>]=?)", r" \1 ", text).split()
+
+
+def _name(word: str, text: str, names: Sequence[str] | None) -> str:
+    if names is not None and word in names:
+        return word
     name = SHORT.get(word, word)
-    if name not in BUILT_IN and not name.startswith("scores."):
+    if names is not None and name not in BUILT_IN and not name.startswith("scores."):
+        allowed = tuple(dict.fromkeys((*names, *BUILT_IN)))
         raise ValueError(
-            f"got {text!r}: {word!r} is no objective; allowed: {', '.join(BUILT_IN)}{nearest(word, BUILT_IN)}"
+            f"got {text!r}: {word!r} is no objective; allowed: {', '.join(allowed)}{nearest(word, allowed)}"
         )
     return name
 
 
-def _bounds(tokens: Sequence[str], text: str) -> list[Bound]:
+def bound(name: str, operator: str, number: str, text: str) -> Bound:
+    """One condition out of its words. Raises: ValueError that quotes the whole `text`."""
+    if operator not in OPERATORS:
+        raise ValueError(f"got {text!r}: {operator!r} is no comparison; allowed: {', '.join(OPERATORS)}")
+    try:
+        limit = float(number)
+    except ValueError:
+        raise ValueError(f"got {text!r}: {number!r} is no number; write for example 0.8") from None
+    return Bound(name=name, operator=operator, limit=limit)
+
+
+def _bounds(tokens: Sequence[str], text: str, names: Sequence[str] | None) -> list[Bound]:
     bounds = []
     joint = "where"
     while tokens:
@@ -97,24 +117,18 @@ def _bounds(tokens: Sequence[str], text: str) -> list[Bound]:
                 f"got {text!r}: expected `{joint} OBJECTIVE >= NUMBER` at {' '.join(tokens)!r}; allowed: {FORMS}"
             )
         _, word, operator, number = tokens[:4]
-        if operator not in OPERATORS:
-            raise ValueError(f"got {text!r}: {operator!r} is no comparison; allowed: {', '.join(OPERATORS)}")
-        try:
-            limit = float(number)
-        except ValueError:
-            raise ValueError(f"got {text!r}: {number!r} is no number; write for example 0.8") from None
-        bounds.append(Bound(name=_name(word, text), operator=operator, limit=limit))
+        bounds.append(bound(_name(word, text, names), operator, number, text))
         tokens, joint = tokens[4:], "and"
     return bounds
 
 
 def _checked(text: str) -> str:
-    parse(text)
+    parse(text, None)
     return text
 
 
 Recommend = Annotated[str, AfterValidator(_checked)]
-"""What a config field is typed as: a text that parses."""
+"""What a config field is typed as: a text that parses, whatever objectives there are."""
 
 
 def choose(members: Sequence[Mapping[str, float]], rule: Rule, objectives: Sequence[Objective] = ()) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """Operators that ask a model for a new rubric: one rewrites a parent's, one merges two parents'.
 
 They hold the rubric's `{placeholders}` fixed, bound its length, and fail with a reason instead of keeping a
-broken text. Only rubrics are shown to the model, never an example.
+broken text. Only rubrics and, where there is one, the memory are shown to the model, never an example.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +26,7 @@ MAX_TOKENS = 320
 
 REWRITE = """Rewrite the instruction below so that a language model follows it better. {way}
 Keep its meaning{kept}. Answer with the new instruction only.
-
+{memory}
 Instruction: {rubric}
 New instruction:"""
 
@@ -40,7 +41,7 @@ WAYS = (
 
 MERGE = """Merge the two instructions below into one that keeps what is good in each{kept}.
 Answer with the new instruction only.
-
+{memory}
 First: {first}
 Second: {second}
 New instruction:"""
@@ -51,17 +52,33 @@ def placeholders(text: str) -> frozenset[str]:
     return frozenset(PLACEHOLDER.findall(text))
 
 
-def _kept(names: frozenset[str]) -> str:
+def kept(names: frozenset[str]) -> str:
+    """What a request says of the placeholders that a new text must have; nothing where there are none."""
     return f" and keep {', '.join(sorted(names))} exactly as written, braces included" if names else ""
 
 
-async def _ask(space: Space, llm: LLM, model: str, text: str, rng: np.random.Generator) -> str:
+def remembered(hints: Mapping[str, Json]) -> str:
+    """The memory as a paragraph of a prompt; '' where there is none."""
+    return f"\nWhat was tried before, and what came of it:\n{hints['memory']}\n" if hints.get("memory") else ""
+
+
+async def ask(
+    space: Space,
+    llm: LLM,
+    model: str,
+    text: str,
+    rng: np.random.Generator,
+    purpose: Literal["rewrite", "reflect"] = "rewrite",
+    max_tokens: int = MAX_TOKENS,
+    stop: str = "\n\n",
+) -> str:
+    """A model's answer to a text. `stop` ends what a model without chat writes. Raises: errors.ModelError."""
     seed = int(rng.integers(2**31))
-    settings = {"model": model, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS, "seed": seed}
+    settings = {"model": model, "temperature": TEMPERATURE, "max_tokens": max_tokens, "seed": seed}
     if space.abilities(model).chat:
-        request = Request(messages=(Message(role="user", content=text),), purpose="rewrite", **settings)
+        request = Request(messages=(Message(role="user", content=text),), purpose=purpose, **settings)
     else:
-        request = Request(prompt=text, stop=("\n\n",), purpose="rewrite", **settings)
+        request = Request(prompt=text, stop=(stop,), purpose=purpose, **settings)
     return (await llm(request)).text
 
 
@@ -76,10 +93,13 @@ def cleaned(answer: str) -> str:
     return text
 
 
-def accepted(answer: str, old: Sequence[str], needed: frozenset[str], name: str) -> str:
-    """The new rubric. Raises: OperatorFailed with what is wrong with it."""
+def accepted(answer: str, old: Sequence[str], needed: frozenset[str], name: str, longest: int | None = None) -> str:
+    """The new rubric. `longest`: in characters; default: by the old ones.
+
+    Raises: OperatorFailed with what is wrong with it.
+    """
     text = cleaned(answer)
-    longest = min(MAX_CHARS, 400 + 4 * max(len(rubric) for rubric in old))
+    longest = longest or min(MAX_CHARS, 400 + 4 * max(len(rubric) for rubric in old))
     if not text:
         raise OperatorFailed(f"{name}: the model gave an empty text")
     if text in old:
@@ -92,10 +112,11 @@ def accepted(answer: str, old: Sequence[str], needed: frozenset[str], name: str)
     return text
 
 
-def _model(given: str | None, parent: Genome, name: str) -> str:
+def asked(given: str | None, parent: Genome, name: str) -> str:
+    """The model to ask. Raises: OperatorFailed where neither the settings nor the genome name one."""
     model = given or parent.genes.get("model")
     if not model:
-        raise OperatorFailed(f"{name}: no model to ask; set search.rewriter")
+        raise OperatorFailed(f"{name}: no model to ask; set search.reflector or search.rewriter")
     return str(model)
 
 
@@ -121,9 +142,10 @@ class Rewrite:
         rubric = str(parent["rubric"])
         way = WAYS[int(rng.integers(len(WAYS)))]
         needed = placeholders(rubric)
-        text = REWRITE.format(way=way, kept=_kept(needed), rubric=rubric)
-        answer = await _ask(space, llm, _model(self.model, parent, self.name), text, rng)
-        return Child(space.fix({**parent.genes, "rubric": accepted(answer, [rubric], needed, self.name)}))
+        text = REWRITE.format(way=way, kept=kept(needed), rubric=rubric, memory=remembered(hints))
+        answer = await ask(space, llm, asked(self.model, parent, self.name), text, rng)
+        new = accepted(answer, [rubric], needed, self.name)
+        return Child(space.fix({**parent.genes, "rubric": new}), {"change": f"Reworded: {way}"})
 
 
 @dataclass(frozen=True)
@@ -151,6 +173,7 @@ class Merge:
         if old[0] == old[1]:
             raise OperatorFailed(f"{self.name}: both parents have the same rubric")
         needed = placeholders(old[0]) | placeholders(old[1])
-        text = MERGE.format(kept=_kept(needed), first=old[0], second=old[1])
-        answer = await _ask(space, llm, _model(self.model, first, self.name), text, rng)
-        return Child(space.fix({**first.genes, "rubric": accepted(answer, old, needed, self.name)}))
+        text = MERGE.format(kept=kept(needed), first=old[0], second=old[1], memory=remembered(hints))
+        answer = await ask(space, llm, asked(self.model, first, self.name), text, rng)
+        new = accepted(answer, old, needed, self.name)
+        return Child(space.fix({**first.genes, "rubric": new}), {"change": "Merged with another instruction."})

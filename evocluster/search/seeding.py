@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -50,19 +50,25 @@ def seeding(
     ]
 
 
-def diverse(space: Space, count: int, known: Mapping[str, Genome], rng: np.random.Generator) -> list[Genome]:
-    """`count` genomes not among the known (fewer in a small space) that cover the space evenly."""
+def diverse(
+    space: Space, count: int, known: Mapping[str, Genome], rng: np.random.Generator, avoided: Collection[str] = ()
+) -> list[Genome]:
+    """`count` genomes not among the known (fewer in a small space) that cover the space evenly.
+
+    `avoided`: more ids that none of them may have.
+    """
+    taken = {*known, *avoided}
     chosen: dict[str, Genome] = {}
     given = list(known.values())
     for at, genome in enumerate(space.spread(max(0, count), rng)):
         near = bool(given) and at % NEAR == NEAR - 1
         child = space.mix(given[at // NEAR % len(given)], genome, rng) if near else genome
-        if child.id not in known:
+        if child.id not in taken:
             chosen.setdefault(child.id, child)
     for _ in range(TRIES * max(0, count)):
         if len(chosen) >= count:
             break
         genome = space.sample(rng)
-        if genome.id not in known:
+        if genome.id not in taken:
             chosen.setdefault(genome.id, genome)
     return list(chosen.values())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from evocluster.parts import Part
 from evocluster.records import Json
+from evocluster.search.operators import GROUPS, NAMES
 
 
 class Search(Part):
@@ -25,6 +26,8 @@ class Search(Part):
     """Train examples a child is first tried on, and the size of every further portion."""
     finalists: int = Field(default=6, ge=1)
     """Members checked on validation, besides the start."""
+    replicates: int = Field(default=0, ge=0, le=50)
+    """Further answers to every validation example, of those checked whose temperature is above 0 or that vote."""
     lookahead: int | None = Field(default=None, ge=1)
     """How many proposals may be out beyond the last committed one; default: from in_flight and block."""
     mode: Literal["steady", "generational"] = "steady"
@@ -32,6 +35,8 @@ class Search(Part):
     committed."""
     alpha: float = Field(default=0.2, gt=0, lt=1)
     """The chance that a race sends the best away, over all looks at it."""
+    screen: int = Field(default=8, ge=1, le=1000)
+    """Children made, without a call, for each one that is tried: the one believed best is; 1: no screening."""
     rewriter: str | None = None
     """Name of the model that rewrites rubrics; default: the genome's own."""
     reflector: str | None = None
@@ -40,13 +45,19 @@ class Search(Part):
     """Prompts that one reflection proposes."""
     memory_tokens: int = Field(default=1200, ge=100, le=20_000)
     """What the memory given to rewrites may take of their prompt."""
+    restart_after: int | None = Field(default=3, ge=1)
+    """Generations without progress of the hypervolume after which part of the population is replaced; null: never.
+    Not under `selection: steady`."""
     operators: tuple[str, ...] | None = None
-    """Which operators may act; default: all that can and that pay."""
+    """Which operators may act; default: all that can and that pay, and of `strategy: breed` its nine. `breed` stands
+    for those nine, which may act elsewhere too."""
+    variants: int = Field(default=3, ge=1, le=10)
+    """Of `strategy: breed`. Children that the winner of a tournament gets, each by another draw of an operator."""
     extend: bool = True
     """Of `selection: steady`. Give promising members more blocks; false: a member is judged on its first block for
     ever."""
     immigrants: float = Field(default=0.05, ge=0, le=1)
-    """Share of children that are random genomes."""
+    """Share of children that are random genomes; `strategy: breed` has none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +66,12 @@ class Search(Part):
         if isinstance(given, dict) and "mode" in given and "selection" not in given:
             return {**given, "selection": "steady"}
         return given
+
+    @classmethod
+    def in_editors(cls, made: dict[str, Any]) -> dict[str, Any]:
+        """The JSON schema with the names of the operators."""
+        made["properties"]["operators"]["anyOf"][0]["items"] = {"enum": [*NAMES, *GROUPS]}
+        return made
 
     def ahead(self, in_flight: int) -> int:
         """The lookahead: the setting, else enough to keep `in_flight` evaluations under way, whoever works."""

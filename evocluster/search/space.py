@@ -21,7 +21,7 @@ from evocluster.llm.client import Abilities
 from evocluster.records import FrozenMap, Genome, Json, canonical
 from evocluster.search import described
 from evocluster.search.demos import Demos, Shots
-from evocluster.search.genes import CHECKS, Choice, Frozen, Gene, Texts, checked, parse
+from evocluster.search.genes import CHECKS, Choice, Frozen, Gene, Range, Texts, checked, is_number, parse
 
 OMITTED: Mapping[str, Json] = {
     "rubric": "",
@@ -162,15 +162,18 @@ class Space:
         models: Mapping[str, Abilities] | None = None,
         label_names: Sequence[str] | None = None,
         constrain_by: Sequence[Literal["choices", "json_schema"]] = ("choices",),
+        near: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """`pool`: (example id, group) of demo candidates; `models`: what each can do; `label_names`: the
         names there are.
 
-        `constrain_by` names the abilities that the gene `constrain` needs. Raises: ConfigError.
+        `constrain_by` names the abilities that the gene `constrain` needs; `near`: see the property. Raises:
+        ConfigError.
         """
         self.settings = genes if isinstance(genes, Genes) else _section(genes)
         self._models = dict(models or {})
         self._needed = tuple(constrain_by)
+        self._near = {id: tuple(ids) for id, ids in (near or {}).items()}
         self._genes: dict[str, Gene] = {}
         for name, part in self.settings.parts.items():
             self._genes[name] = Shots(part, pool) if isinstance(part, Demos) else part
@@ -203,6 +206,19 @@ class Space:
         return {name: values for name, values in listed.items() if values}
 
     @property
+    def near(self) -> Mapping[str, tuple[str, ...]]:
+        """Id of a scored train example -> ids of demo candidates with inputs like its own, the nearest first; empty
+        where nobody compared them.
+        """
+        return self._near
+
+    @property
+    def shots(self) -> Shots | None:
+        """The few-shot gene, where it is free."""
+        gene = self._genes["demos"]
+        return gene if isinstance(gene, Shots) and gene.free else None
+
+    @property
     def rewritable(self) -> bool:
         """New rubric texts are allowed."""
         gene = self._genes.get("rubric")
@@ -215,6 +231,16 @@ class Space:
         """
         gene = self._genes[name]
         return len(gene.texts) > 1 if isinstance(gene, Texts) else gene.free
+
+    def numeric(self, name: str) -> bool:
+        """Its values are numbers: they have an order."""
+        gene = self._genes[name]
+        return isinstance(gene, Range) or (isinstance(gene, Choice) and all(map(is_number, gene.values)))
+
+    def alike(self, name: str, one: Json, other: Json) -> bool:
+        """Two values of a gene that are the same but for a trifle: see `Range.alike`."""
+        gene = self._genes[name]
+        return gene.alike(one, other) if isinstance(gene, Range) else canonical(one) == canonical(other)
 
     def abilities(self, model: str) -> Abilities:
         """What a model can do (chat, when nothing is known of it)."""
@@ -245,6 +271,11 @@ class Space:
     def move(self, name: str, value: Json, rng: np.random.Generator) -> Json:
         """Another value of one gene, near this one."""
         return self._genes[name].move(value, rng)
+
+    def refill(self, demos: Json, rng: np.random.Generator) -> Json:
+        """Demos filled up, or with one replaced, in another order; as they are where they are frozen."""
+        gene = self._genes["demos"]
+        return gene.refill(demos, rng) if isinstance(gene, Shots) and gene.free else demos
 
     def mix(self, one: Genome, other: Genome, rng: np.random.Generator) -> Genome:
         """A child of two: discrete genes from either, numbers blended, demos from either or from both."""

@@ -5,6 +5,8 @@ Kept as it was before there was a race: run folders of that time go on with it, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from evocluster.records import Genome, Proposal, Trial
@@ -32,6 +34,13 @@ class Steady:
             return 0
         size = ground.settings.population
         return self._seeds + (number - self._seeds) // size * size
+
+    def finish(self) -> None:
+        """Nothing is left."""
+
+    def told(self) -> dict[str, Any]:
+        """Nothing more for progress."""
+        return {}
 
     def draft(self, number: int, rng: np.random.Generator) -> Proposal | None:
         """A seed, more of a member, or a child."""
@@ -113,7 +122,7 @@ class Steady:
             return None
         if rng.random() < LEAST_KNOWN:
             return min(partly, key=lambda one: (len(one.blocks), -one.careful[0], -one.careful[1]))
-        best = np.max([one.careful for one in population.members], axis=0)
+        best = np.max([one.careful for one in population.contenders()], axis=0)
         open_ = [one for one in partly if np.any(np.array(one.hopeful) >= best)]
         by = int(rng.integers(2))
         return max(open_, key=lambda one: one.hopeful[by], default=None)

@@ -28,6 +28,7 @@ class Stopping:
         self._failed = 0
         self._failure = ""
         self._repeated = 0
+        self._since = 0
         self.hypervolume: list[float] = []
         """After seeding and after every generation."""
 
@@ -44,6 +45,16 @@ class Stopping:
         """A child was a genome that is known already, or a new one."""
         self._repeated = self._repeated + 1 if known else 0
 
+    def begin_anew(self) -> None:
+        """Another strategy takes over: what was repeated or stalled before it is not held against it."""
+        self._repeated = 0
+        self._since = max(0, len(self.hypervolume) - 1)
+
+    def stalled(self, k: int) -> bool:
+        """The last k generations brought no progress of the hypervolume."""
+        history = self.hypervolume[self._since :]
+        return len(history) > k and max(history[-k:]) <= max(history[:-k]) * (1 + PROGRESS)
+
     @property
     def worn(self) -> bool:
         """Children are nothing but genomes that are known already."""
@@ -55,7 +66,7 @@ class Stopping:
         return f"failures: {self._failed} proposals in a row came to nothing; the last: {self._failure}"
 
     def reason(self, generation: int, tallies: Sequence[Tally]) -> str | None:
-        """Why the search is over, if it is. `tallies`: of the members, on train."""
+        """Why the search is over, if it is. `tallies`: of the feasible members, on train."""
         budget, history = self._budget, self.hypervolume
         if budget.generations is not None and generation >= budget.generations:
             return "generations"
@@ -63,10 +74,8 @@ class Stopping:
             return self.failures
         if budget.target is not None and history and self._reached(budget.target, tallies):
             return "target"
-        k = budget.stall
-        if k is not None and len(history) > k and max(history[-k:]) <= max(history[:-k]) * (1 + PROGRESS):
-            return "stall"
-        return None
+        # Who still looks for anything feasible has no hypervolume to make progress in.
+        return "stall" if budget.stall is not None and tallies and self.stalled(budget.stall) else None
 
     def _reached(self, target: float, tallies: Sequence[Tally]) -> bool:
         sign = self._target.sign

@@ -40,7 +40,7 @@ class Function(Part):
     kind: Literal["function"] = "function"
     function: str
     """'evals.py:polite' or 'package.module:polite'."""
-    name: str
+    name: str = ""
     """Left out: the function's."""
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds after which a call is a failure."""

@@ -137,6 +137,17 @@ class Index:
         return _unit(spec, vectors, len(texts), length)
 
 
+def matched(texts: Sequence[str], queries: Sequence[str], k: int) -> list[list[int]]:
+    """For each query the numbers of at most `k` texts that share a word with it, the best by BM25 first.
+
+    Every word counts as it is: what retrieval leaves out, such as "who" and "where", may be what a task is about.
+    """
+    if not any(_TERM.search(text) for text in texts):
+        return [[] for _ in queries]
+    found = _Keywords(Retrieval(documents="texts", language="none"), texts)
+    return [found.best(query, k).tolist() for query in queries]
+
+
 class _Keywords:
     """BM25 scores of every passage for every term."""
 

@@ -107,6 +107,7 @@ function headline() {
           : null,
       )
       : null,
+    F.honest ? el("p", { class: "why honest" }, el("b", {}, "Honestly: "), F.honest, ".") : null,
     F.caveats.length
       ? el(
         "ul", { class: "caveats", "aria-label": "What to keep in mind" },

@@ -77,14 +77,45 @@ function error_bars(mark, x, y) {
 const kind_of = (g) => (is_winner(g) ? "winner" : is_start(g) ? "start" : on_front(g) ? "front" : "other");
 
 function glyph(g, x, y, more) {
-  const kind = kind_of(g);
+  const kind = kind_of(g), broken = breaks(g) ? " broken" : "";
   if (kind === "winner") return svg(
-    "path", { class: "glyph winner" + (is_start(g) ? " both" : ""), d: diamond(x, y, 8), ...more }
+    "path", { class: "glyph winner" + (is_start(g) ? " both" : "") + broken, d: diamond(x, y, 8), ...more }
   );
   if (kind === "start") return svg(
-    "rect", { class: "glyph start", x: x - 5.5, y: y - 5.5, width: 11, height: 11, ...more }
+    "rect", { class: "glyph start" + broken, x: x - 5.5, y: y - 5.5, width: 11, height: 11, ...more }
   );
-  return svg("circle", { class: "glyph " + kind, cx: x, cy: y, r: kind === "front" ? 5 : 4, ...more });
+  return svg("circle", { class: "glyph " + kind + broken, cx: x, cy: y, r: kind === "front" ? 5 : 4, ...more });
+}
+
+// A line where a constraint on one of the two measures begins to be broken.
+function limit_lines(plot, px, py, box) {
+  const line = (limit, along, at, attributes) => (at < box[along[0]] || at > box[along[1]] ? null : [
+    svg("line", { class: "limit", ...attributes }),
+    along[0] === "left"
+      ? svg("text", { class: "limit-name halo", x: at + 4, y: box.top + 10 }, sentence(limit))
+      : svg("text", { class: "limit-name halo", x: box.left + 5, y: at - 4 }, sentence(limit)),
+  ]);
+  return F.constraints.filter((limit) => !(plot.logx && limit.name === plot.x && limit.limit <= 0)
+    && !(plot.logy && limit.name === plot.y && limit.limit <= 0)).map((limit) => {
+    if (limit.name === plot.x) {
+      const at = px(limit.limit);
+      return line(limit, ["left", "right"], at, { x1: at, x2: at, y1: box.top, y2: box.bottom });
+    }
+    if (limit.name !== plot.y) return null;
+    const at = py(limit.limit);
+    return line(limit, ["top", "bottom"], at, { x1: box.left, x2: box.right, y1: at, y2: at });
+  });
+}
+
+// Values with the limits on their measure that are not far from them.
+function with_limits(one, found) {
+  if (!found.length) return found;
+  const low = found.reduce((a, b) => Math.min(a, b)), high = found.reduce((a, b) => Math.max(a, b));
+  const room = (high - low || Math.abs(high) || 1) / 2;
+  const near = F.constraints.filter(
+    (limit) => limit.name === one.name && limit.limit >= low - room && limit.limit <= high + room
+  );
+  return [...found, ...near.map((limit) => limit.limit)];
 }
 
 function draw_pareto(plot, width) {
@@ -99,7 +130,7 @@ function draw_pareto(plot, width) {
     for (const g of [...F.members, F.start, F.winner].filter(Boolean).map((m) => m.genome)) {
       found.push(...(values_of(g, it.name, state.split) || values_of(g, it.name, "train") || []));
     }
-    return found.filter(known);
+    return with_limits(it, found.filter(known));
   };
   const xs = gathered(one), ys = gathered(two);
   const x = make_scale(
@@ -127,7 +158,7 @@ function draw_pareto(plot, width) {
     frame(x, y, room, { x: `${label_of(one)} (${sense(one)})`, y: `${label_of(two)} (${sense(two)})` }),
     svg("path", { class: "dot few", d: dots(faint.filter((m) => m.few).map((m) => [m.x, m.y])) }),
     svg("path", { class: "dot", d: dots(faint.filter((m) => !m.few).map((m) => [m.x, m.y])) }),
-    stairs(marks, plot, px, py, room), marks.map((mark) => error_bars(mark, px, py)),
+    limit_lines(plot, px, py, room), stairs(marks, plot, px, py, room), marks.map((mark) => error_bars(mark, px, py)),
     far ? svg("line", { class: "move", x1: start.x, y1: start.y, x2: winner.x, y2: winner.y }) : null,
     marks.map((mark) => glyph(mark.g, mark.x, mark.y)),
     chosen ? svg("circle", { class: "ring chosen", r: 12, cx: chosen.x, cy: chosen.y }) : null,
@@ -250,6 +281,12 @@ function legend() {
       "every other genome, mean on train (fainter: few evaluations)",
       () => svg("path", { class: "dot", d: "M6,8h0M14,8h0" }),
     ),
+    F.constraints.length
+      ? item(
+        "limit", `constraints: ${F.constraints.map(sentence).join(", ")}; broken on validation where dashed`,
+        () => svg("line", { class: "limit", x1: 0, x2: 20, y1: 8, y2: 8 }),
+      )
+      : null,
   );
 }
 

@@ -62,6 +62,8 @@ const member = (g) => F.members.find((one) => one.genome === g)
 const is_start = (g) => F.start?.genome === g;
 const is_winner = (g) => F.winner?.genome === g;
 const on_front = (g) => F.members.some((one) => one.genome === g);
+const breaks = (g) => member(g)?.feasible === false;
+const sentence = (limit) => `${limit.name} ${limit.operator} ${significant(limit.limit, 6)}`;
 const settled = () => Boolean(F.winner?.recommended);
 const winner_name = () => (settled() ? "recommended" : "leading");
 
@@ -78,6 +80,7 @@ function mark_of(g) {
   if (is_winner(g)) marks.push(winner_name());
   if (is_start(g)) marks.push("start");
   if (on_front(g) && !is_winner(g)) marks.push("front");
+  if (breaks(g)) marks.push("infeasible");
   return marks;
 }
 

@@ -1,0 +1,195 @@
+"""What a genome is believed to be worth, from its own few examples and from genomes like it.
+
+Means of few examples lie, so they are shrunk: not towards one number for all, but towards what similar genomes gave. A
+Gaussian process over genomes says how alike two are (the same model, demos in common, ...): genes add up, they
+interact, and every genome has something of its own. Observed are means over examples, freed of how hard those are
+(a two-way additive model), with the noise that so few leave. The posterior mean is the shrunken value, the posterior
+deviation says how far to trust it, and a genome that was never tried has both, too.
+
+Gaussian processes with a kernel per variable, summed and multiplied: Rasmussen and Williams 2006, chapters 2 and 4;
+shrinkage as empirical Bayes: Efron and Morris 1975.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocluster.records import Genome, Json
+from evocluster.search.genes import is_number
+
+Floats = NDArray[np.float64]
+KEPT = 96
+"""Genomes that beliefs rest on: members, and the latest of the others."""
+ADDED, TOGETHER, OWN = 0.5, 0.3, 0.2
+"""Shares of the variance between genomes: genes that add up, genes that act together, and what is only its own."""
+NOISE = 0.2
+"""Variance of one example's outcome given the genome, before there are data: that of a coin of 0.28 or 0.72."""
+LEAST, MOST = 0.0025, 0.08
+"""Bounds of the variance between genomes: deviations of 0.05 and 0.28."""
+ROUNDS = 3
+"""Of the two-way fit."""
+
+
+class Belief(NamedTuple):
+    """Mean and standard deviation of what something is worth."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(eq=False)
+class Tried:
+    """A genome and what is known of it. `outcomes`: mean quality by example, NaN where it was not tried."""
+
+    genome: Genome
+    outcomes: Floats
+    extra: Floats
+    """Means of further outcomes, such as the composite."""
+    items: int
+
+
+class Beliefs:
+    """Call order: `learn` whenever a genome's evaluations grow, then `of` and `like` any genome."""
+
+    def __init__(self, genes: Sequence[str], outcomes: int = 0) -> None:
+        """`genes`: names of those that can differ; `outcomes`: how many means besides the quality."""
+        self._genes = tuple(genes)
+        self._extra = outcomes
+        self._tried: dict[str, Tried] = {}
+        self._alike = np.zeros((0, 0))
+        self._order: list[str] = []
+        self._fitted: _Fit | None = None
+
+    def __len__(self) -> int:
+        return len(self._tried)
+
+    def learn(self, genome: Genome, by_example: NDArray[np.float32], extra: Sequence[float] = ()) -> None:
+        """What is known of a genome now."""
+        outcomes = np.asarray(by_example, dtype=np.float64)
+        count = int((~np.isnan(outcomes)).sum())
+        if not count:
+            return
+        means = np.nan_to_num(np.asarray(extra, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        if genome.id not in self._tried:
+            self._add(genome)
+        self._tried[genome.id] = Tried(genome, outcomes, means, count)
+        self._fitted = None
+
+    def keep(self, members: Sequence[str]) -> None:
+        """Forget the oldest beyond `KEPT`, members last."""
+        surplus = len(self._order) - KEPT
+        if surplus <= 0:
+            return
+        known = frozenset(members)
+        gone = [id for id in self._order if id not in known][:surplus]
+        stay = [i for i, id in enumerate(self._order) if id not in gone]
+        self._alike = self._alike[np.ix_(stay, stay)]
+        self._order = [self._order[i] for i in stay]
+        self._tried = {id: self._tried[id] for id in self._order}
+        self._fitted = None
+
+    def _add(self, genome: Genome) -> None:
+        row = self._row(genome)
+        size = len(self._order)
+        grown = np.ones((size + 1, size + 1))
+        grown[:size, :size] = self._alike
+        grown[size, :size] = grown[:size, size] = row
+        self._alike = grown
+        self._order.append(genome.id)
+
+    def _row(self, genome: Genome) -> Floats:
+        """How alike a genome is to all that were tried, before what is only its own."""
+        others = [self._tried[id].genome for id in self._order]
+        if not others or not self._genes:
+            return np.ones(len(others))
+        table = np.array([[alike(genome.genes.get(g), o.genes.get(g)) for g in self._genes] for o in others])
+        return np.asarray((ADDED * table.mean(axis=1) + TOGETHER * table.prod(axis=1)) / (ADDED + TOGETHER))
+
+    def of(self, genome: Genome) -> tuple[Belief, ...]:
+        """Quality, then the further outcomes, of a genome, tried or not."""
+        fit = self._fit()
+        if fit is None:
+            return (Belief(0.5, 0.5),) * (1 + self._extra)
+        if genome.id in self._tried:
+            at = self._order.index(genome.id)
+            cross = (ADDED + TOGETHER) * self._alike[at]
+            cross[at] += OWN
+        else:
+            cross = (ADDED + TOGETHER) * self._row(genome)
+        return fit.believed(cross)
+
+    def _fit(self) -> _Fit | None:
+        if self._fitted is None and self._tried:
+            kernel = (ADDED + TOGETHER) * self._alike + OWN * np.eye(len(self._order))
+            self._fitted = _Fit(kernel, [self._tried[id] for id in self._order])
+        return self._fitted
+
+
+class _Fit:
+    """The posterior of everything that was tried."""
+
+    def __init__(self, kernel: Floats, tried: Sequence[Tried]) -> None:
+        table = np.array([one.outcomes for one in tried])
+        values, noise = adjusted(table)
+        counts = np.array([one.items for one in tried], dtype=np.float64)
+        seen = np.column_stack([values, *np.array([one.extra for one in tried]).T])
+        self._centre = np.average(seen, axis=0, weights=np.minimum(counts, 8.0))
+        spread = np.average((values - self._centre[0]) ** 2, weights=counts) - noise * len(counts) / counts.sum()
+        self._scale = float(np.clip(spread, LEAST, MOST))
+        matrix = self._scale * kernel + np.diag(noise / counts)
+        self._inverse = np.linalg.inv(matrix)
+        self._weights = self._inverse @ (seen - self._centre)
+
+    def believed(self, cross: Floats) -> tuple[Belief, ...]:
+        """By the covariances (in shares) with all that were tried."""
+        cross = self._scale * cross
+        means = self._centre + cross @ self._weights
+        left = max(self._scale - float(cross @ self._inverse @ cross), 1e-6)
+        return tuple(Belief(float(mean), float(np.sqrt(left))) for mean in means)
+
+
+def adjusted(table: Floats) -> tuple[Floats, float]:
+    """Means of the rows freed of how hard their examples are, and the variance of one outcome that is left.
+
+    `table`: [genome, example], NaN where not tried. An additive fit, example effects shrunk by one observation.
+    """
+    seen = ~np.isnan(table)
+    filled = np.where(seen, table, 0.0)
+    rows, columns = seen.sum(axis=1), seen.sum(axis=0)
+    genomes = filled.sum(axis=1) / np.maximum(rows, 1)
+    hard = np.zeros(table.shape[1])
+    for _ in range(ROUNDS):
+        hard = np.where(seen, filled - genomes[:, None], 0.0).sum(axis=0) / (columns + 1)
+        hard -= (hard * columns).sum() / max(columns.sum(), 1)
+        genomes = np.where(seen, filled - hard, 0.0).sum(axis=1) / np.maximum(rows, 1)
+    left = np.where(seen, filled - genomes[:, None] - hard, 0.0)
+    degrees = max(1, int(seen.sum()) - len(table) - int((columns > 0).sum()))
+    # As if ten outcomes of the usual noise had been seen before.
+    return genomes, float(((left**2).sum() + 10 * NOISE) / (degrees + 10))
+
+
+def alike(one: Json, other: Json) -> float:
+    """How alike two values of one gene are, 0 to 1; 1 where they are equal."""
+    if one == other:
+        return 1.0
+    if is_number(one) and is_number(other):
+        return float(np.exp(-2 * abs(one - other) / (abs(one) + abs(other) + 1e-9)))
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return _overlap(one, other)
+    if isinstance(one, str) and isinstance(other, str) and " " in one and " " in other:
+        return _overlap(one.split(), other.split())
+    return 0.0
+
+
+def _overlap(one: Sequence[Json], other: Sequence[Json]) -> float:
+    """Half for being about as many, half for having the same."""
+    if not one or not other:
+        return 0.0
+    first, second = set(one), set(other)
+    size = min(len(one), len(other)) / max(len(one), len(other))
+    return 0.5 * size + 0.5 * len(first & second) / len(first | second)

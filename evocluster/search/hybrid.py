@@ -1,0 +1,100 @@
+"""Hybrid: a population explores, then its winner is refined.
+
+The switch is made where the population's front stops growing, or when half of what the run may use is used; what is
+out then is waited for, so that the winner is chosen among all. Everything derives from committed trials.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evocluster.records import Proposal, Trial, Usage
+from evocluster.search.ground import Ground, Strategy
+from evocluster.search.refine import Refine, able, best_of
+from evocluster.search.rounds import parts
+
+STALL = 2
+"""Generations without progress of the hypervolume after which exploring ends."""
+SHARE = 0.5
+"""Of the budget, for exploring."""
+
+
+class Hybrid:
+    """A strategy of `ground.Strategy`."""
+
+    def __init__(self, ground: Ground, explore: Strategy) -> None:
+        """Raises: ConfigError where the winner could not be refined."""
+        able(ground)
+        parts(ground.blocks)
+        self._ground = ground
+        self._explore = explore
+        self._refine: Refine | None = None
+        self._leaving = False
+        self._out = 0
+        self._spent = Usage()
+
+    @property
+    def exploring(self) -> bool:
+        """The winner is not being refined yet."""
+        return self._refine is None
+
+    def barrier(self, number: int) -> int:
+        """That of the exploring strategy, while it explores."""
+        return self._explore.barrier(number) if self._refine is None and not self._leaving else 0
+
+    def finish(self) -> None:
+        """The search phase is over."""
+        (self._refine or self._explore).finish()
+
+    def told(self) -> dict[str, Any]:
+        """For progress: what both strategies tell, and whether the winner is being refined."""
+        refining = self._refine.told() if self._refine is not None else {}
+        return {**self._explore.told(), **refining, "exploring": self._refine is None}
+
+    def draft(self, number: int, rng: np.random.Generator) -> Proposal | None:
+        """What the strategy whose turn it is wants to try."""
+        if self._refine is None and not self._leaving:
+            proposal = self._explore.draft(number, rng)
+            if proposal is not None or self._out:
+                return proposal
+        if self._refine is None and not self._out and len(self._ground.population):
+            self._take_over()
+        return self._refine.draft(number, rng) if self._refine is not None else None
+
+    def handed(self, proposal: Proposal) -> None:
+        """A draft goes out."""
+        self._out += 1
+        (self._refine or self._explore).handed(proposal)
+
+    def count(self, proposal: Proposal, trial: Trial) -> None:
+        """Take a trial into account, and decide whether to leave exploring."""
+        self._out -= 1
+        self._spent = self._spent + trial.total
+        (self._refine or self._explore).count(proposal, trial)
+        seeded = not self._ground.seeds
+        if self._refine is None and seeded and not self._leaving and (self._stalled() or self._half()):
+            self._leaving = True
+            # A stall that ends exploring must not end the search with it.
+            self._ground.stopping.begin_anew()
+
+    def _take_over(self) -> None:
+        self._ground.stopping.begin_anew()
+        self._explore.finish()
+        self._refine = Refine(self._ground, best_of(self._ground.population.members))
+
+    def _stalled(self) -> bool:
+        return self._ground.stopping.stalled(min(STALL, self._ground.budget.stall or STALL))
+
+    def _half(self) -> bool:
+        """Half of the calls, US dollars or generations there are."""
+        budget, spent = self._ground.budget, self._spent
+        return any(
+            most is not None and used >= SHARE * most
+            for most, used in (
+                (budget.calls, spent.calls),
+                (budget.usd, spent.usd),
+                (budget.generations, self._ground.generation),
+            )
+        )

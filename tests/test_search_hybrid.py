@@ -1,0 +1,246 @@
+"""Hybrid: exploring first, then the winner is refined; and whole runs of both strategies, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reflect_world import FIXES, World, write
+from search_world import ITEMS, START, drive, search, space
+
+from evocluster import build
+from evocluster.config import load
+from evocluster.errors import ConfigError
+from evocluster.records import Proposal, Trial
+from evocluster.report.result import Result
+from evocluster.search.budget import Budget
+from evocluster.search.hybrid import Hybrid
+from evocluster.search.optimizer import Optimizer
+from evocluster.search.settings import Search
+
+SMALL: dict[str, Any] = {"population": 6, "block": 8, "finalists": 3, "lookahead": 5, "strategy": "hybrid"}
+STEADY: dict[str, Any] = {**SMALL, "selection": "steady"}
+"""Explored by steady state, which takes its time."""
+
+
+def strategy(optimizer: Optimizer) -> Hybrid:
+    found = optimizer._strategy
+    assert isinstance(found, Hybrid)
+    return found
+
+
+def ordered(trials: list[Trial]) -> list[Proposal]:
+    return [trial.proposal for trial in sorted(trials, key=lambda trial: trial.proposal.number)]
+
+
+def refined_from(proposals: list[Proposal]) -> int:
+    """The first proposal of the refinement: from there on all children are of `reflect` and of few parents."""
+    children = [one for one in proposals if one.purpose == "search"]
+    last = max(one.number for one in children if one.operator != "reflect")
+    return next(one.number for one in proposals if one.number > last and one.purpose in ("search", "extend"))
+
+
+def test_it_explores_and_then_refines_the_winner() -> None:
+    optimizer, world = search(Search(**STEADY), Budget(calls=1600))
+    refining: list[int] = []
+
+    def run(proposal: Proposal) -> Trial:
+        refining.extend([] if strategy(optimizer).exploring else [proposal.number])
+        return world.run(proposal)
+
+    trials = drive(optimizer, run)
+    asked = ordered(trials)
+    assert optimizer.stop_reason == "calls"
+    cut = min(refining)
+    before = [one for one in asked[:cut] if one.purpose == "search"]
+    after = [one for one in asked[cut:] if one.purpose == "search"]
+    assert len({one.operator for one in before}) > 2
+    assert {one.operator for one in after} == {"reflect"}
+    assert len(after) >= 6
+    winner = after[0].parents[0]
+    known = {item for trial in trials if trial.genome == winner for item in trial.proposal.items}
+    assert known >= set(ITEMS["train"]), "all of train is known of the winner before it is refined"
+
+
+def test_half_of_the_calls_is_the_latest_switch() -> None:
+    optimizer, world = search(Search(**SMALL), Budget(calls=1400))
+    spent, at = 0, 0
+
+    def run(proposal: Proposal) -> Trial:
+        nonlocal spent, at
+        trial = world.run(proposal)
+        spent += trial.total.calls
+        at = at or (spent if not strategy(optimizer).exploring else 0)
+        return trial
+
+    drive(optimizer, run)
+    assert 0 < at <= 700 + 8 * 10
+
+
+def test_a_stalled_front_switches_earlier_and_does_not_end_the_search() -> None:
+    optimizer, world = search(Search(**SMALL), Budget(calls=6000, stall=2))
+    drive(optimizer, world.run)
+    assert not strategy(optimizer).exploring
+    history = optimizer.progress()["hypervolume"]
+    assert optimizer.stop_reason == "stall"
+    assert optimizer.progress()["calls"] < 6000
+    switched = next(
+        at for at in range(2, len(history)) if max(history[at - 1 : at + 1]) <= max(history[: at - 1]) * 1.001
+    )
+    assert len(history) - 1 > switched + 1, "refinement got generations of its own"
+
+
+@pytest.mark.parametrize("budget", [Budget(usd=0.01), Budget(generations=6)])
+def test_half_of_any_budget_switches(budget: Budget) -> None:
+    optimizer, world = search(Search(**STEADY), budget)
+    drive(optimizer, world.run)
+    assert not strategy(optimizer).exploring
+
+
+def test_a_population_that_is_worn_out_hands_over() -> None:
+    where = space(rubric=["One."], temperature=0, max_tokens=[4, 8], model="able", demos=[], demo_style="chat",
+                  constrain=False, label_names="as_is")  # fmt: skip
+    start = where.complete({"rubric": "One.", "max_tokens": 8})
+    given = Search(**{**SMALL, "operators": ("mutate", "reflect")})
+    optimizer, world = search(given, Budget(generations=40), where=where, start=(start,))
+    world.broken = ("reflect",)
+    drive(optimizer, world.run)
+    assert not strategy(optimizer).exploring
+    assert optimizer.done
+    assert str(optimizer.stop_reason).startswith(("exhausted", "failures", "generations"))
+    assert optimizer.front()
+
+
+def test_arrival_order_and_workers_change_nothing() -> None:
+    first, world = search(Search(**SMALL), Budget(calls=1000))
+    reference = ordered(drive(first, world.run))
+    for workers in (3, 20):
+        second, _ = search(Search(**SMALL), Budget(calls=1000))
+        again = ordered(drive(second, world.run, np.random.default_rng(workers), workers))
+        assert again == reference
+        assert second.front() == first.front()
+
+
+def test_it_is_resumed_by_telling_it_again() -> None:
+    first, world = search(Search(**SMALL), Budget(calls=1000))
+    trials = drive(first, world.run)
+    cut = refined_from(ordered(trials)) + 3
+    kept = {one.proposal.number: Trial.model_validate_json(one.model_dump_json()) for one in trials[:cut]}
+    second, _ = search(Search(**SMALL), Budget(calls=1000))
+    again = drive(second, lambda proposal: kept.get(proposal.number) or world.run(proposal))
+    assert ordered(again) == ordered(trials)
+    assert second.front() == first.front()
+
+
+def test_a_frozen_rubric_is_refused_before_anything_is_spent() -> None:
+    where = space(rubric="Only this.")
+    start = where.complete({**START, "rubric": "Only this."})
+    with pytest.raises(ConfigError, match="'hybrid' rewrites the gene `rubric`"):
+        search(Search(**SMALL), Budget(calls=900), where=where, start=(start,))
+
+
+def test_steady_state_may_explore_for_it() -> None:
+    optimizer, world = search(Search(**{**SMALL, "selection": "steady"}), Budget(calls=1000))
+    drive(optimizer, world.run)
+    assert not strategy(optimizer).exploring
+
+
+def test_it_improves_a_prompt_end_to_end(tmp_path: Path) -> None:
+    world = World(tmp_path, search={"strategy": "hybrid", "population": 4}, budget={"calls": 420})
+    optimizer, _ = world.searched()
+    best = next(member for member in optimizer.front() if member.recommended)
+    assert best.test["quality"].value == 1.0
+    assert all(sentence in best.genome["rubric"] for sentence in FIXES.values())
+
+
+# ------------------------------------------------------------ whole runs
+
+
+def rule(pattern: str, text: str) -> dict[str, str]:
+    return {"pattern": pattern, "text": text}
+
+
+def new(rubric: str, change: str) -> str:
+    return f"Change: {change}\n<<<NEW\n{rubric}\nNEW>>>"
+
+
+ASKED = r"(?s)^You improve.*"
+RULES = [
+    rule(
+        ASKED + r"OLD\nWhich colour\?\nOLD.*- not one of the allowed answers",
+        new("A name of the list.", "named the list"),
+    ),
+    rule(
+        ASKED + r"OLD\nA name of the list\.\nOLD.*'black' where 'blue'", new("A name of the list, blue or not.", "blue")
+    ),
+    rule(r"(?s)^You (improve|rewrite)", "no idea"),
+    rule(r"(?s)blue or not.*looks (?P<name>\w+)\n", r"\g<name>"),
+    rule(r"(?s)A name of.*looks blue", "black"),
+    rule(r"(?s)A name of.*looks (?P<name>\w+)\n", r"\g<name>"),
+    rule("looks red", "red"),
+]
+"""A model that answers better when the prompt says so, and that repairs a prompt by the failures it is shown."""
+
+
+def config(folder: Path, strategy: str) -> Path:
+    models = {"fake": {"kind": "scripted", "rules": RULES, "default": "zut", "latency_s": 0.05, "sigma": 0.6}}
+    return write(
+        folder, {"strategy": strategy}, {"calls": 260}, models=models, engine={"runner": "local", "in_flight": 6}
+    )
+
+
+def front(run: Path) -> Any:
+    return json.loads((run / "front.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["refine", "hybrid"])
+def test_a_run_finds_the_repaired_prompt_and_a_killed_one_the_same_front(tmp_path: Path, strategy: str) -> None:
+    plan = build.plan(load(config(tmp_path, strategy)))
+    whole = build.run(plan, tmp_path / "whole")
+    assert whole.recommended is not None
+    assert whole.recommended["genes"]["rubric"] == "A name of the list, blue or not."
+    spent = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert spent["calls"] <= 260
+    lines = [json.loads(row["spend"]) for row in _rows(tmp_path / "whole") if row["spend"]]
+    assert any(line["purpose"] == "reflect" for one in lines for line in one)
+    notes = [json.loads(row["notes"]) for row in _rows(tmp_path / "whole") if row["notes"]]
+    assert "named the list" in [note.get("change") for note in notes]
+
+    seen: list[int] = []
+
+    def killed() -> bool:
+        return len(seen) >= 2
+
+    build.run(plan, tmp_path / "cut", show=lambda now: seen.append(now["commits"]), interrupted=killed)
+    if json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "finished":
+        _rewind(tmp_path / "cut", 12)
+    resumed: Result = build.resume(tmp_path / "cut")
+    assert resumed.run["status"] == "finished"
+    assert front(tmp_path / "cut") == front(tmp_path / "whole")
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    from evocluster.store.table import scan
+
+    return [row for chunk in scan(run / "trials") for row in chunk]
+
+
+def _rewind(run: Path, keep: int) -> None:
+    """As a kill leaves a folder: the first trials alone, and no front."""
+    from evocluster.engine.folder import COLUMNS
+    from evocluster.store.table import Table
+
+    rows = [row for row in _rows(run) if row["proposal"] < keep]
+    for path in (run / "trials").iterdir():
+        path.unlink()
+    (run / "trials").rmdir()
+    table = Table.create(run / "trials", COLUMNS)
+    for number in dict.fromkeys(row["proposal"] for row in rows):
+        table.append([row for row in rows if row["proposal"] == number])
+    table.close()
+    (run / "front.json").unlink()
+    status = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**status, "status": "running"}))
