@@ -172,7 +172,7 @@ def test_a_known_genome_proposed_again_learns_more_and_is_no_new_race() -> None:
 
 
 def test_the_genome_of_a_screened_child_stands_in_its_proposal() -> None:
-    _, trials = ran()
+    _, trials = ran(1500, RACE.model_copy(update={"screen": 8}))
     screened = [t for t in trials if t.proposal.purpose == "search" and "genome" in t.proposal.hints]
     assert screened
     assert all(t.genome == Genome(genes=t.proposal.hints["genome"]) for t in screened)

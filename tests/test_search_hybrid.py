@@ -81,7 +81,7 @@ def test_half_of_the_calls_is_the_latest_switch() -> None:
 
 
 def test_a_stalled_front_switches_earlier_and_does_not_end_the_search() -> None:
-    optimizer, world = search(Search(**SMALL), Budget(calls=6000, stall=2))
+    optimizer, world = search(Search(**STEADY), Budget(calls=6000, stall=2))
     drive(optimizer, world.run)
     assert not strategy(optimizer).exploring
     history = optimizer.progress()["hypervolume"]
