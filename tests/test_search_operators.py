@@ -180,6 +180,8 @@ def test_portfolio_gives_memory_to_rewrites_and_asks_the_reflector() -> None:
     assert able["reflect"] == Wary(Reflect(model="chatty"))
     assert "reflect" not in portfolio(Search(rewriter="chatty"), space())
     assert portfolio(Search(rewriter="chatty", reflector="able"), space())["reflect"] == Wary(Reflect(model="able"))
+    brief = portfolio(Search(reflector="able", reflect_tokens=300), space())["reflect"]
+    assert brief == Wary(Reflect(model="able", tokens=300))
     old = portfolio(Search(selection="steady"), space())
     assert old["rewrite"] == Rewrite()
     assert old["merge"] == Merge()

@@ -211,6 +211,9 @@ class Choosing(Protocol):
     def reflector(self) -> str | None: ...
 
     @property
+    def reflect_tokens(self) -> int: ...
+
+    @property
     def strategy(self) -> str: ...
 
 
@@ -268,7 +271,7 @@ def portfolio(settings: Choosing, space: Space) -> dict[str, Operator]:
         able["rewrite"] = Rewrite(model=rewriter, needs=needs)
         able["merge"] = Merge(model=rewriter, needs=needs)
         if _reflects(settings, space):
-            able["reflect"] = Reflect(model=settings.reflector or rewriter)
+            able["reflect"] = Reflect(settings.reflector or rewriter, settings.reflect_tokens)
     if not old:
         from evocluster.search.typed import refined
 

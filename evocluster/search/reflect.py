@@ -89,6 +89,8 @@ class Reflect:
     """
 
     model: str | None = None
+    tokens: int = MAX_TOKENS
+    """Of the answer."""
     name: str = "reflect"
     arity: int = 1
     calls: int = 1
@@ -107,7 +109,7 @@ class Reflect:
         longest = max(MAX_CHARS, len(rubric) * 3 // 2)
         text = question(parent, hints, APPROACHES[int(rng.integers(len(APPROACHES)))], longest)
         said = await ask(
-            space, llm, asked(self.model, parent, self.name), text, rng, "reflect", MAX_TOKENS, stop=f"\n{END}"
+            space, llm, asked(self.model, parent, self.name), text, rng, "reflect", self.tokens, stop=f"\n{END}"
         )
         answer = read(said)
         new = accepted(answer.rubric, [rubric], placeholders(rubric), self.name, longest)

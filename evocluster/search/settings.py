@@ -44,6 +44,8 @@ class Search(Part):
     """Name of the model that reads failures and proposes prompts; default: the rewriter."""
     candidates: int = Field(default=3, ge=1, le=10)
     """Prompts that one reflection proposes."""
+    reflect_tokens: int = Field(default=1200, ge=50, le=100_000)
+    """What the answer of one reflection may take; a reflector that thinks aloud first needs more, a small one less."""
     memory_tokens: int = Field(default=1200, ge=100, le=20_000)
     """What the memory given to rewrites may take of their prompt."""
     restart_after: int | None = Field(default=3, ge=1)
