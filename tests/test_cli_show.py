@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_at_80_columns_every_line_fits_and_nothing_is_squeezed(run: Path) -> None:
     printed = call("show", run, columns=80).out
-    table = printed.split("Recommended:")[0].splitlines()
+    table = printed.split("Recommended on validation:")[0].splitlines()
     assert max(len(text) for text in table) <= 80
     row = next(number for number, text in enumerate(table) if text.startswith("*      10000000"))
     assert table[row].split() == ["*", "10000000", "0.56", "434", "ms", "3.05", "0.50", "+0.02"]
@@ -85,7 +85,7 @@ def test_at_80_columns_every_line_fits_and_nothing_is_squeezed(run: Path) -> Non
 def test_in_a_pipe_a_row_is_one_line_of_at_most_100(run: Path) -> None:
     printed = call("show", run).out
     assert "\x1b" not in printed
-    table = printed.split("Recommended:")[0].splitlines()
+    table = printed.split("Recommended on validation:")[0].splitlines()
     assert 80 < max(len(text) for text in table) <= 100
     row = next(text for text in table if text.startswith("*"))
     for text in ("0.56 [0.46-0.65]", "434 ms [1400-1480]", "3.05 [2.93-3.19]", "+0.02"):
@@ -97,7 +97,7 @@ def test_what_stands_around_the_table(run: Path) -> None:
     for text in (
         "Front on test (7 examples), 95 % intervals, cost at list price",
         "start: where the search began, not on the front. *: recommended.",
-        "Recommended: 1000000000000000, by composite: composite 0.7476 (on validation)",
+        "Recommended on validation: 1000000000000000, composite: composite 0.7476",
         "Spent: 1492 evaluations, 1495 calls (5 from the cache), $0.0249 spent ($0.0349 without the cache), 6 s",
         "The search ended by: calls",
         f"Run folder: {run} (",
@@ -107,7 +107,7 @@ def test_what_stands_around_the_table(run: Path) -> None:
 
 
 def test_the_start_stands_whole_and_first_and_the_others_by_their_difference(run: Path) -> None:
-    below = call("show", run).out.split("what the others change.")[1].split("Recommended:")[0]
+    below = call("show", run).out.split("what the others change.")[1].split("Recommended on validation:")[0]
     rows = below.strip().splitlines()
     assert rows[0].startswith("start  30000000  cot=False demos=0 model=fake rubric='Which queue")
     assert rows[1].startswith("*      10000000  rubric='Read the message")

@@ -93,7 +93,7 @@ def test_a_result_shows_headline_table_and_picture(run: Result) -> None:
         assert one["genome"][:8] in page.text
     assert "quality latency USD per 1M robustness gap configuration" in page.text
     assert "★" in page.text
-    assert f"recommended by {run.recommended['why']}" in page.text
+    assert f"recommended: {run.recommended['why']}" in page.text
     assert {tag for tag, _ in page.tags} >= {"table", "svg", "circle"}
     assert not {tag for tag, _ in page.tags} & {"script", "style", "link", "img"}
     assert repr(run).startswith("Result("), "and a line where there is no HTML"

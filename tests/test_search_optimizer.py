@@ -194,6 +194,27 @@ def test_calls_are_never_exceeded_and_the_check_is_always_paid(
         assert member.test
 
 
+@pytest.mark.parametrize("dearest", [1, 2])
+def test_what_the_check_keeps_back_is_what_members_take_and_not_the_most_there_could_be(dearest: int) -> None:
+    budget = Budget(calls=2000)
+    optimizer, world = search(SMALL, budget, calls_per_item=4)
+
+    def varying(proposal: Proposal) -> Trial:
+        trial = world.run(proposal)
+        calls = 1 + int(trial.genome is not None and int(trial.genome.id, 16) % dearest)
+        told = [
+            one.model_copy(update={"usage": one.usage.model_copy(update={"calls": calls})}) for one in trial.evaluations
+        ]
+        return trial.model_copy(update={"evaluations": tuple(told)})
+
+    trials = drive(optimizer, varying, np.random.default_rng(1), 6)
+    spent = sum(trial.total.calls for trial in trials)
+    assert 1600 <= spent <= 2000
+    start = optimizer.start_member
+    assert start is not None
+    assert all(member.validation and member.test for member in [*optimizer.front(), start])
+
+
 def test_dollars_are_exceeded_by_no_more_than_was_out() -> None:
     budget = Budget(usd=0.006)
     optimizer, world = search(SMALL, budget)

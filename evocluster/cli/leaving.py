@@ -18,7 +18,7 @@ def origin(export: Export) -> list[str]:
     """Lines: which configuration of which run, what it scored and on how much, what to know before it is used."""
     run, role = export["run"], export["role"]
     of = f"{run['name']}, task {run['task']}" if run["task"] else run["name"]
-    by = f" by {export['why']}" if export["why"] else ""
+    by = f" ({export['why']})" if export["why"] else ""
     version = (run["versions"] or {}).get("evocluster", "?")
     lines = [f"{of}: configuration {export['genome'][:SHORT]} of an evocluster run."]
     lines.append(f"Exported by evocluster {version}" + (f"; {role} there{by}." if role else "."))

@@ -48,7 +48,7 @@ def print_result(result: Found, as_json: bool, full: bool = False) -> None:
     recommended = result.recommended
     if recommended:
         console.print(
-            plain(f"Recommended: {recommended['genome']}, by {recommended['why']} (on validation)"), soft_wrap=True
+            plain(f"Recommended on validation: {recommended['genome']}, {recommended['why']}"), soft_wrap=True
         )
         if line := honest_line(result):
             console.print(plain(f"Honestly: {line}"), soft_wrap=True)

@@ -128,7 +128,7 @@ def _legend(result: Found) -> str:
     if found := limits(result):
         said.insert(0, f"! breaks a constraint ({_text(', '.join(map(sentence, found)))})")
     if result.recommended:
-        said.insert(0, f"&#9733; recommended by {_text(result.recommended['why'])}")
+        said.insert(0, f"&#9733; recommended: {_text(result.recommended['why'])}")
     if line := honest_line(result):
         said.append(f"honestly: {_text(line)}")
     return f"<div style='opacity:.75;margin:4px 0'>{'; '.join(said)}</div>"

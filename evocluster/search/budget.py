@@ -6,6 +6,7 @@ ends at the same point with a cold cache, with a warm one, and after a resume.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -19,7 +20,7 @@ GENERATIONS = 30
 
 
 class Budget(Part):
-    """The first that is reached ends the search; calls and usd keep back what the final check needs."""
+    """The first that is reached ends the search; calls and usd keep back what the final check will need."""
 
     calls: int | None = Field(default=None, ge=1)
     """LLM calls of the whole run, the final check on validation and test included."""
@@ -58,6 +59,8 @@ class Ledger:
         """All trials committed so far."""
         self.items = 0
         """How many items they evaluated."""
+        self._taken: dict[str, tuple[int, int]] = {}
+        """Genome id -> calls and items so far."""
         self.dearest_usd = 0.0
         """US dollars an item of the dearest trial so far: what an unknown child is reckoned at."""
 
@@ -97,6 +100,16 @@ class Ledger:
         self.items += items
         if items:
             self.dearest_usd = max(self.dearest_usd, used.usd / items)
+
+    def observe(self, genome: str, calls: int, items: int) -> None:
+        """What evaluating so many items of a genome took."""
+        before = self._taken.get(genome, (0, 0))
+        self._taken[genome] = (before[0] + calls, before[1] + items)
+
+    def dearest_calls(self, genomes: Iterable[str], unknown: float) -> float:
+        """Calls an item of the dearest of these; `unknown` where none of them was evaluated."""
+        taken = [self._taken[id] for id in genomes if id in self._taken]
+        return max((calls / items for calls, items in taken if items), default=unknown)
 
     def refuse_if_too_small(self, needed: int, final: int) -> None:
         """Raises: ConfigError when the calls cannot pay for `needed`; `final` of those are the check."""

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evocluster.errors import ConfigError
-from evocluster.records import Genome, Item, Json, Proposal, Split, Trial
+from evocluster.records import Evaluation, Genome, Item, Json, Proposal, Split, Trial
 from evocluster.search.across import Tasks
 from evocluster.search.breed_strategy import Breed
 from evocluster.search.budget import Budget, Ledger
@@ -49,6 +49,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 QUALITY, COST = built_in("quality"), built_in("cost_usd")
 MARGIN = 1.5
 """The dollars kept back for the check are the mean price of an item times this."""
+SPARE = 1.1
+"""The calls kept back for the check are those of the dearest member times this."""
 PORTION = 4
 """Examples in a proposal of the check: small, so that all workers end it together."""
 SHOWN = 100
@@ -286,6 +288,10 @@ class Optimizer:
             proposal = self._out.pop(self._committed)
             self._committed += 1
             self._ledger.settle(proposal.number, trial.total, len(trial.evaluations))
+            if trial.genome is not None:
+                self._ledger.observe(
+                    trial.genome.id, sum(_calls(one) for one in trial.evaluations), len(proposal.items)
+                )
             self._evaluations += len(trial.evaluations)
             if proposal.purpose in ("validation", "test"):
                 self._check.count(trial)
@@ -338,7 +344,17 @@ class Optimizer:
         later = {"validation": test, "test": 0}.get(
             proposal.purpose, test + self._check.size(len(self._starts), "validation")
         )
-        return self._ledger.lacks(calls + later * self._calls_per_item, usd + later * MARGIN * self._ledger.mean_usd)
+        kept = ceil(later * self._calls_checked())
+        return self._ledger.lacks(calls + kept, usd + later * MARGIN * self._ledger.mean_usd)
+
+    def _calls_checked(self) -> float:
+        """Calls kept back for each item of the check: what the dearest that may be checked took so far, not the most
+        that an item of anybody could take, which may be a multiple.
+        """
+        if self._settings.selection == "steady":
+            return self._calls_per_item
+        known = [*self._starts, *(one.genome.id for one in self._population.members)]
+        return min(self._calls_per_item, SPARE * self._ledger.dearest_calls(known, self._calls_per_item))
 
     def _refuse_if_too_small(self) -> None:
         final = sum(self._check.size(len(self._starts), split) for split in SPLITS[1:]) * self._calls_per_item
@@ -388,6 +404,10 @@ def strategy(ground: Ground) -> Strategy:
         return Plain(ground, random=settings.selection == "random")
     population = Steady(ground) if settings.selection == "steady" else Evolve(ground)
     return Hybrid(ground, population) if settings.strategy == "hybrid" else population
+
+
+def _calls(one: Evaluation) -> int:
+    return one.usage.calls + one.judging.calls
 
 
 def _numbered(items: Sequence[Item]) -> dict[str, int]:
