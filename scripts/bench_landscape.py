@@ -51,7 +51,7 @@ class Outcome:
     chosen: int
     """Row of the recommended configuration."""
     gap: float | None
-    """Quality reported on validation less that on test, in points."""
+    """Quality reported (on validation, without the luck of the choice) less that on test, in points."""
     saved: float | None
     front: tuple[int, ...]
     tried: int
@@ -102,7 +102,7 @@ def search(where: Landscape, settings: Search, objectives: Sequence[Objective], 
     front = optimizer.front()
     (found,) = [one for one in front if one.recommended]
     chosen = where.row(found.genome)
-    told = found.validation.get("quality")
+    told = found.honest.get("quality")
     return Outcome(
         curve=(*changes(curve), (spent, float(where.truth[chosen]))),
         chosen=chosen,
@@ -172,6 +172,7 @@ def show(where: Landscape, found: Found, objectives: Sequence[Objective], calls:
         f"{where.truth.min():.3f} to {best:.3f}, median {np.median(where.truth):.3f}, start {start:.3f}; "
         f"{seeds} seeds, {calls} calls"
     )
+    print(f"  validation less test, of the better half of the configurations: {100 * apart(where):+.1f} points")
     points = [point for point in POINTS if point < calls]
     heads = [*(f"{point:>6}" for point in points), f"{'end':>15}", *("regret", "   gap", " saved", "volume", " tried")]
     print(f"  {'strategy':<13}" + " ".join(heads))
@@ -181,6 +182,12 @@ def show(where: Landscape, found: Found, objectives: Sequence[Objective], calls:
     if same := alike(found):
         print(f"  the same search as another, seed by seed: {', '.join(same)}")
     _differences(found, points, start)
+
+
+def apart(where: Landscape) -> float:
+    """By how much validation is easier than test, whoever is chosen: a part of every gap."""
+    half = np.argsort(-where.truth)[: max(1, len(where.truth) // 2)]
+    return float(np.mean(where.validation[half] - where.test[half]))
 
 
 def _row(outcomes: Sequence[Outcome], points: Sequence[int], start: float, best: float, volume: float) -> list[str]:

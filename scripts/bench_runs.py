@@ -168,7 +168,7 @@ class Story:
     start: str = ""
     recommended: str = ""
     reported: float | None = None
-    """Quality of the recommended member on validation."""
+    """Quality of the recommended member on validation, without the luck of having been chosen by it."""
     front: list[dict[str, float]] = field(default_factory=list)
     """Objective -> value on validation, of every member."""
 
@@ -208,7 +208,8 @@ class Story:
             measured = {name: one["value"] for name, one in member["validation"].items() if one["value"] is not None}
             self.front.append({name: measured[name] for name in front["objectives"] if name in measured})
             if member["recommended"]:
-                self.recommended, self.reported = member["genome"], measured.get("quality")
+                self.recommended = member["genome"]
+                self.reported = (member.get("honest") or {}).get("quality", {}).get("value", measured.get("quality"))
 
     def looks(self, calls: int) -> list[tuple[int, str]]:
         """(calls, incumbent) at equal distances up to so many; the last is who was recommended."""

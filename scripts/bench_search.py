@@ -11,7 +11,8 @@
 The calls pay for everything a strategy decides with: train, validation, rewrites; cached answers count too. The bench
 tests what is recommended afterwards, outside the budget. Runs are folders under --out: finished ones are skipped,
 interrupted ones go on. Intervals of test quality are over seeds and examples, both resampled. The incumbent is the
-configuration with the best mean on train less one standard error; at the end it is the recommended one.
+configuration with the best mean on train less one standard error; at the end it is the recommended one. The gap is the
+quality reported (on validation, without the luck of the choice) less that on test.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ LONGER = (OURS, "generational")
 """Strategies that `--long` gives more calls."""
 LEGEND = """
 Numbers: true quality of the incumbent after so many calls, of what is recommended at the end (mean, median). regret:
-what the best of the grid has more. gap: validation less test, in points. saved: of everybody on everything; below 0
-where known configurations were asked again. volume: hypervolume of the front, as a share of the whole grid's. tried:
-configurations. Differences: in points after the same calls, with 95 % intervals over seeds."""
+what the best of the grid has more. gap: reported (on validation) less test, in points. saved: of everybody on
+everything; below 0 where known configurations were asked again. volume: hypervolume of the front, as a share of the
+whole grid's. tried: configurations. Differences: in points after the same calls, with 95 % intervals over seeds."""
 NEAR = 0.9
 """The share of the best quality found that counts as there."""
 

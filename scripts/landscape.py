@@ -158,6 +158,11 @@ class Landscape:
         """Mean quality on test alone, which no search sees."""
         return self._quality(("test",))
 
+    @cached_property
+    def validation(self) -> Floats:
+        """Mean quality on validation alone, which the search does not select by."""
+        return self._quality(("validation",))
+
     def values(self, objectives: Sequence[Objective]) -> Floats:
         """What every configuration measures over validation and test, [configurations, objectives]."""
         items = [item for item in self.items if item.split != "train"]
