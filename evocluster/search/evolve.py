@@ -33,7 +33,7 @@ from evocluster.search.restart import Restart
 COMPOSITE, ROBUSTNESS = built_in("composite"), built_in("robustness")
 QUALITY = 0.7
 """How often children are screened by quality; else by the composite."""
-SHARE = 0.5
+SHARE = 1.0
 """Items given to incumbents for each given to children."""
 
 
