@@ -132,6 +132,8 @@ def carry_out(where: Landscape, operators: Mapping[str, Any], proposal: Proposal
 def _made(where: Landscape, operators: Mapping[str, Any], proposal: Proposal) -> tuple[Genome, Mapping[str, Any]]:
     if proposal.operator == EVALUATE:
         return proposal.parents[0], {}
+    if "genome" in proposal.hints:
+        return where.space.fix(proposal.hints["genome"]), {}
     rng = np.random.default_rng(proposal.seed)
     steps = operators[proposal.operator].vary(where.space, proposal.parents, proposal.hints, nobody, rng)
     try:

@@ -19,8 +19,9 @@ from small import write_config
 
 from evocluster import build
 from evocluster.errors import ConfigError, RunDamaged
-from evocluster.records import Genome
+from evocluster.records import Genome, Proposal
 from evocluster.search.objectives import FOUR
+from evocluster.search.operators import portfolio
 from evocluster.search.settings import Search
 
 COMMITTED = sorted((Path(__file__).parent / "landscape").glob("*.parquet"))
@@ -123,6 +124,16 @@ def test_what_was_not_recorded_becomes_its_nearest(partly: Landscape) -> None:
         found = partly.space.fix(asked)
         shared = [sum(config[n] == asked[name] for n, name in enumerate(GENES)) for config in partly.configs]
         assert sum(found[name] == asked[name] for name in GENES) == max(shared)
+
+
+def test_a_child_that_stands_in_its_proposal_is_taken_as_it_is(whole: Landscape) -> None:
+    rng = np.random.default_rng(1)
+    operators = portfolio(SETTINGS, whole.space)
+    for number in range(12):
+        parent, wanted = whole.space.sample(rng), whole.space.sample(rng)
+        items, hints = whole.dealt("train", 1)[:4], {"genome": wanted.genes}
+        proposal = Proposal(number=number, operator="mutate", parents=(parent,), items=items, hints=hints)
+        assert bench_landscape.carry_out(whole, operators, proposal).genome == wanted
 
 
 def test_a_search_is_the_same_every_time_and_keeps_its_budget(whole: Landscape) -> None:

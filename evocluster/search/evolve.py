@@ -33,6 +33,10 @@ from evocluster.search.restart import Restart
 COMPOSITE, ROBUSTNESS = built_in("composite"), built_in("robustness")
 QUALITY = 0.7
 """How often children are screened by quality; else by the composite."""
+SCREENED = 0.5
+"""Share of children that are screened, of those that cost no call; the others find what only genes together bring."""
+HOPE = 0.5
+"""Deviations, on average a little less, by which a screened child counts for more than is believed of it."""
 SHARE = 1.0
 """Items given to incumbents for each given to children."""
 
@@ -124,7 +128,7 @@ class Evolve:
         name, parents = pick_operator(ground, rng)
         operator = ground.operators[name]
         hints = collect(ground, operator, parents, rng)
-        if not operator.calls and ground.settings.screen > 1:
+        if not operator.calls and ground.settings.screen > 1 and rng.random() < SCREENED:
             screened = self._screened(operator, parents, hints, rng)
             hints = hints if screened is None else {"genome": screened.genes}
         return self._begun(name, number, parents, hints, rng)
@@ -154,7 +158,7 @@ class Evolve:
             made.setdefault(child.id, child)
         known = [id for id in made if id in ground.recent or id in self._racing or ground.known(id) is not None]
         left = [child for id, child in made.items() if id not in known] or list(made.values())
-        by, hope = (0 if rng.random() < QUALITY else 1), 0.5 * float(rng.normal())
+        by, hope = (0 if rng.random() < QUALITY else 1), HOPE * abs(float(rng.normal()))
         if not left:
             return None
         worth = [(belief.mean + hope * belief.deviation) for belief in (self._beliefs.of(one)[by] for one in left)]

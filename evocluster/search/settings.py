@@ -35,9 +35,9 @@ class Search(Part):
     committed."""
     alpha: float = Field(default=0.2, gt=0, lt=1)
     """The chance that a race sends the best away, over all looks at it."""
-    screen: int = Field(default=1, ge=1, le=1000)
-    """Children made, without a call, for each one that is tried: the one believed best is. 1: no screening, which found
-    the best configuration more often where only two genes together bring it."""
+    screen: int = Field(default=16, ge=1, le=1000)
+    """Children made, without a call, for every other one that is tried, which is the one believed best. 1: no such
+    choice, which found the best configuration more often where only two genes together bring it."""
     rewriter: str | None = None
     """Name of the model that rewrites rubrics; default: the genome's own."""
     reflector: str | None = None
