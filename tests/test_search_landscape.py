@@ -178,15 +178,20 @@ def test_a_committed_landscape_is_small_and_holds_no_texts_of_examples(path: Pat
     assert found.truth.max() - found.truth.min() > 0.2, "there is something to find"
 
 
-@pytest.mark.parametrize("selection", ["steady", "race"])
-def test_the_search_finds_good_configurations(selection: str) -> None:
-    """How much of the way from a random configuration to the best of the grid 500 calls go, over some seeds."""
+@pytest.mark.parametrize(
+    ("selection", "calls", "least"), [("steady", 500, 0.15), ("race", 500, 0.3), ("race", 1000, 0.6)]
+)
+def test_the_search_finds_good_configurations(selection: str, calls: int, least: float) -> None:
+    """How much of the way from a random configuration to the best of the grid the calls go, over some seeds.
+
+    Groups of four seeds went 0.27 to 0.50, 0.48 to 0.66 and 0.76 to 0.88 of it.
+    """
     settings, went = SETTINGS.model_copy(update={"selection": selection}), []
     for path in COMMITTED:
         where = landscape.read(path)
-        ends = [bench_landscape.search(where, settings, FOUR, seed, 500).quality for seed in range(1, 5)]
+        ends = [bench_landscape.search(where, settings, FOUR, seed, calls).quality for seed in range(1, 5)]
         went.append((np.mean(ends) - where.truth.mean()) / (where.truth.max() - where.truth.mean()))
-    assert np.mean(went) > 0.25, went
+    assert np.mean(went) > least, went
 
 
 @pytest.mark.slow
