@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evocluster.records import Genome
 from evocluster.search import nsga2
+from evocluster.search.beliefs import Beliefs
 
 Floats = NDArray[np.float64]
 Curve = Sequence[tuple[int, float]]
@@ -23,37 +25,37 @@ ENLARGED = 0.1
 
 
 class Incumbent:
-    """Whom an onlooker would recommend: the best mean quality on train less one standard error, as the search reckons
-    it (see objectives.Tally.lower). Of the trials alone, so it is the same for every strategy.
+    """Whom an onlooker would recommend: the best mean quality on train less one deviation, both as believed from all
+    trials so far (see search/beliefs.py). Of the trials alone, so it is the same for every strategy: who knows few
+    examples of many configurations is believed no less than who knows many of few.
     """
 
-    def __init__(self) -> None:
-        self._seen: dict[str, set[str]] = {}
-        self._sums: dict[str, tuple[int, float, float]] = {}
-        self._careful: dict[str, float] = {}
+    def __init__(self, genes: Sequence[str], examples: Iterable[str]) -> None:
+        """`genes`: names of those that can differ; `examples`: of train."""
+        self._numbers = {example: number for number, example in enumerate(examples)}
+        self._beliefs = Beliefs(genes)
+        self._known: dict[str, tuple[Genome, Floats]] = {}
         self.best: str | None = None
         """Genome id."""
 
-    def add(self, genome: str, outcomes: Iterable[tuple[str, float]]) -> None:
-        """Count (example, quality) of a genome, of examples as given; each counts once."""
-        seen = self._seen.setdefault(genome, set())
-        n, total, squares = self._sums.get(genome, (0, 0.0, 0.0))
+    def add(self, genome: Genome, outcomes: Iterable[tuple[str, float]]) -> None:
+        """Count (example, quality) of a genome; each example counts once."""
+        known = self._known.get(genome.id, (genome, np.full(len(self._numbers), np.nan)))[1].copy()
         for example, quality in outcomes:
-            if example not in seen:
-                seen.add(example)
-                n, total, squares = n + 1, total + quality, squares + quality * quality
-        if not n:
+            number = self._numbers[example]
+            if np.isnan(known[number]):
+                known[number] = quality
+        if np.isnan(known).all():
             return
-        self._sums[genome] = (n, total, squares)
-        mean = total / n
-        variance = max(0.0, squares / n - mean * mean)
-        self._careful[genome] = mean - math.sqrt((variance * n + 0.25) / (n + 1) / n)
-        self.best = max(self._careful, key=lambda id: self._careful[id])
+        self._known[genome.id] = (genome, known)
+        self._beliefs.learn(genome, known.astype(np.float32))
+        believed = {id: self._beliefs.of(one)[0] for id, (one, _) in self._known.items()}
+        self.best = max(believed, key=lambda id: believed[id].mean - believed[id].deviation)
 
     @property
     def tried(self) -> int:
         """How many genomes were evaluated."""
-        return len(self._sums)
+        return len(self._known)
 
 
 def at(curve: Curve, calls: float, before: float = math.nan) -> float:

@@ -83,7 +83,8 @@ def search(where: Landscape, settings: Search, objectives: Sequence[Objective], 
         in_flight=IN_FLIGHT,
     )
     operators = portfolio(settings, where.space)
-    watch, evaluated, spent, rows = Incumbent(), 0, 0, dict[str, int]()
+    watch = Incumbent(where.space.free, dict.fromkeys(item.example for item in train))
+    evaluated, spent, rows = 0, 0, dict[str, int]()
     curve: list[tuple[int, float]] = []
     while not optimizer.done:
         asked = []
@@ -96,7 +97,7 @@ def search(where: Landscape, settings: Search, objectives: Sequence[Objective], 
                 continue
             evaluated += len(trial.evaluations)
             rows[trial.genome.id] = where.row(trial.genome)
-            watch.add(trial.genome.id, [(e.item.example, e.quality) for e in trial.evaluations if not e.item.twin])
+            watch.add(trial.genome, [(e.item.example, e.quality) for e in trial.evaluations if not e.item.twin])
             if watch.best is not None:
                 curve.append((spent, float(where.truth[rows[watch.best]])))
     front = optimizer.front()

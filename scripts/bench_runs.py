@@ -43,7 +43,7 @@ STRATEGIES: Mapping[str, str] = {
     "breed": "search.strategy=breed",
 }
 """Name -> the one setting that makes it."""
-CHECKPOINTS = 5
+CHECKPOINTS = 10
 """Looks at the incumbent over a run, the end among them."""
 LOOKED_AT = 60
 """Test examples that an incumbent is looked at with."""
@@ -185,7 +185,7 @@ class Story:
         return story
 
     def _follow(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        watch, items = Incumbent(), set()
+        watch, items = self._watch(rows), set()
         for _, batch in groupby(rows, key=lambda row: row["proposal"]):
             trial = list(batch)
             self.calls += sum(row["calls"] + (row["judge_calls"] or 0) for row in trial)
@@ -197,10 +197,16 @@ class Story:
             outcomes = [
                 (row["example_id"], 0.0 if row["error"] else row["quality"]) for row in answered if not row["twin"]
             ]
-            watch.add(trial[0]["genome_id"], outcomes)
+            watch.add(self.genomes[trial[0]["genome_id"]], outcomes)
             if watch.best and (not self.incumbents or self.incumbents[-1][1] != watch.best):
                 self.incumbents.append((self.calls, watch.best))
         self.tried, self.items = watch.tried, len(items)
+
+    def _watch(self, rows: Sequence[Mapping[str, Any]]) -> Incumbent:
+        every = [one.genes for one in self.genomes.values()]
+        names = sorted({name for genes in every for name in genes})
+        free = [name for name in names if any(genes.get(name) != every[0].get(name) for genes in every)]
+        return Incumbent(free, dict.fromkeys(row["example_id"] for row in rows if row["split"] == "train"))
 
     def _conclude(self, front: Mapping[str, Any]) -> None:
         self.start = (front["start"] or {}).get("genome", "")

@@ -11,8 +11,9 @@
 The calls pay for everything a strategy decides with: train, validation, rewrites; cached answers count too. The bench
 tests what is recommended afterwards, outside the budget. Runs are folders under --out: finished ones are skipped,
 interrupted ones go on. Intervals of test quality are over seeds and examples, both resampled. The incumbent is the
-configuration with the best mean on train less one standard error; at the end it is the recommended one. The gap is the
-quality reported (on validation, without the luck of the choice) less that on test.
+configuration with the best mean on train less one deviation, as an onlooker believes who sees all trials, the same for
+every strategy; at the end it is the recommended one. The gap is the quality reported (on validation, without the luck
+of the choice) less that on test.
 """
 
 from __future__ import annotations

@@ -12,11 +12,13 @@ from search_world import ONE, START, drive, items, search, space
 
 from evocluster.engine.front import front_json
 from evocluster.errors import ConfigError
-from evocluster.records import Proposal, Split, Trial
+from evocluster.records import Genome, Proposal, Split, Trial
 from evocluster.search.budget import Budget
-from evocluster.search.check import drawn
+from evocluster.search.check import drawn, finalists
 from evocluster.search.members import Member
+from evocluster.search.objectives import Composite, Tally
 from evocluster.search.optimizer import Optimizer
+from evocluster.search.population import Individual, Population
 from evocluster.search.settings import Search
 
 SIZES: dict[Split, int] = {"train": 40, "validation": 60, "test": 30}
@@ -217,3 +219,21 @@ def test_a_start_that_is_recommended_is_not_compared_with_itself() -> None:
     assert front["members"][0]["honest"]["quality"]["value"] == pytest.approx(
         front["members"][0]["validation"]["quality"]["value"]
     )
+
+
+def test_of_two_finalists_one_is_surely_good_at_what_the_rule_asks_for_and_one_for_its_price() -> None:
+    population = Population(8, ONE)
+    worth = {"best": (0.9, 0.1), "near": (0.8, 0.2), "cheap": (0.4, 0.7), "poor": (0.1, 0.0)}
+    for name, careful in worth.items():
+        one = Individual(Genome(genes={"rubric": name}), make=lambda split: Tally(Composite()), values=np.zeros(1))
+        one.careful = careful
+        population.insert(one)
+
+    def chosen(count: int, by: str) -> list[object]:
+        return [one.genome.genes["rubric"] for one in finalists(population, count, 0, by)]
+
+    assert chosen(2, "quality") == ["best", "cheap"]
+    assert chosen(3, "quality") == ["best", "cheap", "near"]
+    assert chosen(3, "composite") == ["cheap", "best", "near"]
+    assert chosen(2, "") == ["cheap", "best"]
+    assert chosen(9, "quality")[:3] == ["best", "cheap", "near"]

@@ -211,7 +211,7 @@ def _seen(one: Individual) -> Tally | None:
 
 def finalists(population: Population, count: int, enough: int, by: str = "") -> list[Individual]:
     """At most `count` members to check: by turns the surest composite, the surest quality, and the least
-    crowded. Where the rule asks for the best quality or the best composite (`by`), that goes first and comes twice.
+    crowded. Where the rule asks for the best quality or the best composite (`by`), that goes first, and twice as often.
 
     The non-dominated come first, and among them those with `enough` train items: means of one block lie. Who breaks
     constraints by more comes later.
@@ -227,7 +227,7 @@ def finalists(population: Population, count: int, enough: int, by: str = "") -> 
     ):
         left = [one for one in wanted if one.genome.id not in chosen]
         for turn in range(min(len(left), count - len(chosen))):
-            quality = {"quality": turn % 3 != 2, "composite": turn % 3 == 2}.get(by, turn % 2 == 1)
+            quality = {"quality": turn % 3 != 1, "composite": turn % 3 == 1}.get(by, turn % 2 == 1)
             if turn % 5 == 4:
                 best = max(left, key=lambda one: (-one.violation, crowding[one.genome.id], *one.careful))
             else:
