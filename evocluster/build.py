@@ -38,8 +38,8 @@ from evocluster.report.chosen import chosen, repairs, unchanged
 from evocluster.report.result import Result
 from evocluster.search.across import Tasks
 from evocluster.search.demos import Demos
-from evocluster.search.operators import portfolio
 from evocluster.search.optimizer import Optimizer
+from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits

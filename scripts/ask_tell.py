@@ -17,7 +17,7 @@ from evocluster.records import Evaluation, Genome, Item, Usage
 from evocluster.search.budget import Budget
 from evocluster.search.members import Member
 from evocluster.search.objectives import FOUR, Composite
-from evocluster.search.operators import portfolio
+from evocluster.search.portfolio import portfolio
 from evocluster.search.settings import Search
 from evocluster.search.space import Space
 

@@ -30,8 +30,9 @@ from evocluster.llm.client import Reply, Request
 from evocluster.records import Genome, Proposal, Trial
 from evocluster.search.budget import Budget
 from evocluster.search.objectives import Composite, Objective
-from evocluster.search.operators import EVALUATE, portfolio
+from evocluster.search.operators import EVALUATE
 from evocluster.search.optimizer import Optimizer
+from evocluster.search.portfolio import portfolio
 from evocluster.search.settings import Search
 
 SELECTIONS = {"random": "random", "generational": "generational", "steady": "steady", "evolve": "race"}

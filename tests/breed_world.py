@@ -13,8 +13,9 @@ from evocluster.llm.client import LLM, Abilities, Reply, Request
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
 from evocluster.search.budget import Budget
 from evocluster.search.objectives import Composite
-from evocluster.search.operators import EVALUATE, portfolio
+from evocluster.search.operators import EVALUATE
 from evocluster.search.optimizer import Optimizer
+from evocluster.search.portfolio import portfolio
 from evocluster.search.settings import Search
 from evocluster.search.space import Space
 

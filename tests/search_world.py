@@ -13,8 +13,9 @@ from evocluster.llm.client import Abilities, Reply, Request
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Split, Trial, Usage
 from evocluster.search.budget import Budget
 from evocluster.search.objectives import FOUR, Composite, Objective
-from evocluster.search.operators import EVALUATE, Child, portfolio
+from evocluster.search.operators import EVALUATE, Child
 from evocluster.search.optimizer import Optimizer
+from evocluster.search.portfolio import portfolio
 from evocluster.search.settings import Search
 from evocluster.search.space import Pool, Space
 

@@ -19,7 +19,8 @@ from evocluster.search import breed
 from evocluster.search.breed_form import LONGEST
 from evocluster.search.breed_lists import continued
 from evocluster.search.breed_words import HYPER, MUTATIONS, STYLES
-from evocluster.search.operators import BREED, NAMES, Child, Operator, portfolio
+from evocluster.search.operators import BREED, NAMES, Child, Operator
+from evocluster.search.portfolio import portfolio
 from evocluster.search.rewrite import placeholders
 from evocluster.search.settings import Search
 

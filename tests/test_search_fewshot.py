@@ -16,7 +16,8 @@ from evocluster.errors import OperatorFailed
 from evocluster.records import Genome, Json
 from evocluster.search.budget import Budget
 from evocluster.search.fewshot import DemoMove, Nearby
-from evocluster.search.operators import Child, Operator, portfolio
+from evocluster.search.operators import Child, Operator
+from evocluster.search.portfolio import portfolio
 from evocluster.search.settings import Search
 from evocluster.search.space import Space
 

@@ -21,7 +21,7 @@ from evocluster import build
 from evocluster.errors import ConfigError, RunDamaged
 from evocluster.records import Genome, Proposal
 from evocluster.search.objectives import FOUR
-from evocluster.search.operators import portfolio
+from evocluster.search.portfolio import portfolio
 from evocluster.search.settings import Search
 
 COMMITTED = sorted((Path(__file__).parent / "landscape").glob("*.parquet"))

@@ -10,7 +10,8 @@ from search_world import echo, space
 from evocluster.errors import ConfigError, OperatorFailed
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome
-from evocluster.search.operators import Crossover, Mutate, Operator, Seed, portfolio
+from evocluster.search.operators import Crossover, Mutate, Operator, Seed
+from evocluster.search.portfolio import portfolio
 from evocluster.search.reflect import Reflect
 from evocluster.search.rewrite import Merge, Rewrite, accepted, cleaned
 from evocluster.search.settings import Search

@@ -15,7 +15,8 @@ from search_world import echo, space
 from evocluster.errors import OperatorFailed
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome, Proposal, canonical
-from evocluster.search.operators import Child, Crossover, Mutate, Operator, portfolio
+from evocluster.search.operators import Child, Crossover, Mutate, Operator
+from evocluster.search.portfolio import portfolio
 from evocluster.search.rewrite import Rewrite
 from evocluster.search.settings import Search
 from evocluster.search.space import Space

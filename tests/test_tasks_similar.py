@@ -11,7 +11,7 @@ from small import write_config
 
 from evocluster import build
 from evocluster.records import Example
-from evocluster.search.operators import portfolio
+from evocluster.search.portfolio import portfolio
 from evocluster.tasks import similar
 from evocluster.tasks.dataset import Splits
 from evocluster.tasks.similar import FEW, Dealt, deal, near

@@ -157,12 +157,6 @@ class Ground:
             purpose=purpose,
         )
 
-    def pick_operator(self, rng: np.random.Generator) -> tuple[str, list[Individual]]:
-        """See `mating.pick_operator`."""
-        from evocluster.search.mating import pick_operator
-
-        return pick_operator(self, rng)
-
     def parent(self, rng: np.random.Generator) -> Individual:
         """By what it alone masters, or by tournament."""
         return self.population.winner(rng) if rng.random() < 0.5 else self.population.tournament(rng)

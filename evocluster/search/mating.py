@@ -8,20 +8,17 @@ out of the draw where there are none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evocluster.search.ground import Ground
 from evocluster.search.hints import disputed, failing
 from evocluster.search.operators import Operator
 from evocluster.search.population import Individual
 
-if TYPE_CHECKING:
-    from evocluster.search.ground import Ground
-
 TRIES = 4
 """Draws of a parent before any that suits is taken."""
-Mates = Callable[["Ground", Operator, np.random.Generator], list[Individual] | None]
+Mates = Callable[[Ground, Operator, np.random.Generator], list[Individual] | None]
 
 
 def pick_operator(ground: Ground, rng: np.random.Generator) -> tuple[str, list[Individual]]:

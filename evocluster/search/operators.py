@@ -1,8 +1,8 @@
-"""How a child is made from its parents: small frozen callables, each one idea, and the portfolio of them.
+"""How a child is made from its parents: small frozen callables, each one idea, and the names of all there are.
 
 The four-callables shape is learned from Optuna's NSGA-II sampler. Operators run where the proposal is carried
 out, with the proposal's own generator, so a retried proposal is the same child. Those that ask a model are in
-`rewrite.py`, those on demos in `fewshot.py`; `credit.py` shares draws among them.
+`rewrite.py`, those on demos in `fewshot.py`; `portfolio.py` says which can act, `credit.py` shares draws among them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from evocluster.errors import ConfigError, OperatorFailed
+from evocluster.errors import OperatorFailed
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.records import Genome, Json
-from evocluster.search.space import Space, nearest
+from evocluster.search.space import Space
 
 REDRAWS = 8
 """How often a child that is known already is drawn again."""
@@ -193,95 +193,3 @@ NAMES = (*STEADY, "model", "calls", "numbers", "similar", "disputed", "reflect",
 """Every operator there is."""
 GROUPS: Mapping[str, tuple[str, ...]] = {"breed": BREED}
 """Names that stand for several operators."""
-
-
-class Choosing(Protocol):
-    """The settings a portfolio is made from (see `optimizer.Search`)."""
-
-    @property
-    def selection(self) -> str: ...
-
-    @property
-    def operators(self) -> tuple[str, ...] | None: ...
-
-    @property
-    def rewriter(self) -> str | None: ...
-
-    @property
-    def reflector(self) -> str | None: ...
-
-    @property
-    def reflect_tokens(self) -> int: ...
-
-    @property
-    def strategy(self) -> str: ...
-
-
-def _named(settings: Choosing, space: Space) -> tuple[str, ...] | None:
-    """The operators asked for, groups spelled out; None: all but the nine. Raises: ConfigError."""
-    allowed = (*(NAMES if settings.selection != "steady" else (*STEADY, "reflect", *BREED)), *GROUPS)
-    for name in settings.operators or ():
-        if name not in allowed:
-            raise ConfigError(f"search.operators: got {name!r}; allowed: {', '.join(allowed)}{nearest(name, allowed)}")
-    breeds = settings.strategy == "breed"
-    if breeds and not space.rewritable:
-        raise ConfigError(
-            "search.strategy: 'breed' writes new prompts, but the rubric may not change (space.rubric: "
-            f'{space.settings.root.get("rubric", "")!r}); allowed: a list of texts, as in `rubric: ["..."]`; '
-            "write one, or take another strategy"
-        )
-    if settings.operators is None:
-        return BREED if breeds else None
-    return tuple(one for name in settings.operators for one in GROUPS.get(name, (name,)))
-
-
-def _reflects(settings: Choosing, space: Space) -> bool:
-    """Failures are read where that is what the strategy does, or where a model is named for it: a small one that only
-    answers questions makes nothing of them.
-    """
-    if settings.strategy in ("refine", "hybrid"):
-        return bool(settings.reflector or settings.rewriter or "model" in space.names)
-    return settings.selection != "steady" and bool(settings.reflector or "reflect" in (settings.operators or ()))
-
-
-def portfolio(settings: Choosing, space: Space) -> dict[str, Operator]:
-    """The operators that can act in this space, of those the settings name.
-
-    `seed` is always there, for seeding.
-
-    Raises: ConfigError when a name is unknown, or when nothing is left that makes children.
-    """
-    from evocluster.search import breed
-    from evocluster.search.reflect import Reflect
-    from evocluster.search.rewrite import Merge, Rewrite
-
-    names, rewriter = _named(settings, space), settings.rewriter
-    movable = [name for name in space.free if space.movable(name)]
-    able: dict[str, Operator] = {"seed": Seed()}
-    if movable:
-        able["mutate"] = Mutate()
-    if "demos" in movable and len(movable) > 1:
-        able["demos"] = Mutate(name="demos", only=("demos",))
-    if len(movable) > 1 or "demos" in movable:
-        able["crossover"] = Crossover()
-    # Steady state is kept as it was before there was a memory.
-    old = settings.selection == "steady"
-    if space.rewritable:
-        needs = () if old else ("memory",)
-        able["rewrite"] = Rewrite(model=rewriter, needs=needs)
-        able["merge"] = Merge(model=rewriter, needs=needs)
-        if _reflects(settings, space):
-            able["reflect"] = Reflect(settings.reflector or rewriter, settings.reflect_tokens)
-    if not old:
-        from evocluster.search.typed import refined
-
-        able = refined(able, space)
-    usual = tuple(able)
-    able.update(breed.able(space, rewriter))
-    chosen = {name: one for name, one in able.items() if name in ("seed", *(usual if names is None else names))}
-    if space.free and len(chosen) == 1 and not (names and "seed" in names):
-        raise ConfigError(
-            f"search.operators: none of {list(names or ())!r} can act on the genes {list(space.free)!r}; "
-            f"allowed here: {', '.join(able)}"
-        )
-    return chosen

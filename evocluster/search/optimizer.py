@@ -34,9 +34,10 @@ from evocluster.search.hybrid import Hybrid
 from evocluster.search.members import Member, blocks, describe, enough, measures
 from evocluster.search.memory import Memory
 from evocluster.search.objectives import Composite, Objective, Tally, built_in
-from evocluster.search.operators import EVALUATE, portfolio
+from evocluster.search.operators import EVALUATE
 from evocluster.search.plain import Plain
 from evocluster.search.population import Individual, Population
+from evocluster.search.portfolio import portfolio
 from evocluster.search.recommend import parse
 from evocluster.search.refine import Refine
 from evocluster.search.seeding import seeding
