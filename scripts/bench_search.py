@@ -139,14 +139,27 @@ def show(task: str, row: Mapping[str, Sequence[Run]], objectives: Sequence[Objec
 
 
 def differences(row: Mapping[str, Sequence[Run]]) -> None:
-    """Ours less every other strategy, on the same seeds and test examples, in points."""
-    ours = {run.seed: run for run in row.get(OURS, ())}
+    """Ours less every other strategy after as many calls, on the same seeds and test examples, in points."""
+    every = {(run.calls, run.seed): (name, run) for name, runs in row.items() for run in runs if run.strategy == OURS}
     for name, runs in row.items():
-        shared = [run for run in runs if run.seed in ours]
-        if name != OURS and shared:
-            apart = outcomes([ours[run.seed] for run in shared]) - outcomes(shared)
+        shared = [run for run in runs if run.strategy != OURS and (run.calls, run.seed) in every]
+        if shared:
+            ours = [every[run.calls, run.seed] for run in shared]
+            apart = outcomes([run for _, run in ours]) - outcomes(shared)
             value, low, high = crossed(100 * apart, np.random.default_rng(1))
-            print(f"  {OURS} - {name}: {value:+.1f} points [{low:+.1f} {high:+.1f}], {len(shared)} seeds")
+            print(f"  {ours[0][0]} - {name}: {value:+.1f} points [{low:+.1f} {high:+.1f}], {len(shared)} seeds")
+            if shared[0].strategy == "generational":
+                print(f"  calls to the end of {name}, {ours[0][0]}: {said(ratio([run for _, run in ours], shared))}")
+
+
+def ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
+    """Calls of ours to where theirs end, over the calls theirs took to it; None: never."""
+    return calls_ratio([run.curve for run in ours], [run.curve for run in theirs], 0.0, np.random.default_rng(1), 1)[0]
+
+
+def said(value: float | None) -> str:
+    """A ratio for people."""
+    return "never" if value is None else f"{value:.2f}x"
 
 
 def outcomes(runs: Sequence[Run]) -> Floats:
@@ -165,8 +178,7 @@ def summed(runs: Sequence[Run], todo: Sequence[Case], calls: int) -> dict[str, o
         row = {name: ones for name, ones in found.get(task, {}).items() if len(ones) == seeds}
         test[task] = {name: mean(run.quality for run in row.get(name, ())) for name in names}
         ours, theirs = row.get(OURS, []), row.get("generational", [])
-        curves = [[run.curve for run in ones] for ones in (ours, theirs)]
-        ratios.append(calls_ratio(curves[0], curves[1], 0.0, np.random.default_rng(1), 1)[0])
+        ratios.append(ratio(ours, theirs))
         gaps.append(mean(run.gap for run in ours))
         shares.append(mean(run.saved for run in ours))
     return figures(test, ratios, gaps, shares)

@@ -190,6 +190,15 @@ def test_the_table_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert steady.split()[-3:] == ["-", "+10.0", "40%"], "0.5 is not 90 % of 0.9"
 
 
+def test_what_had_more_calls_is_compared_with_what_had_as_many(capsys: pytest.CaptureFixture[str]) -> None:
+    late = run("generational", 1, 0.4, calls=2000, curve=((0, 0.0), (600, 0.4)))
+    row = bench_search.by([run("evolve", 1, 0.9), run("evolve", 1, 0.7, calls=2000), late], 600)["trec"]
+    bench_search.differences(row)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("  evolve 2000 - generational 2000: +30.0 points")
+    assert said[1:] == ["  calls to the end of generational 2000, evolve 2000: 0.50x"]
+
+
 @pytest.mark.parametrize(
     ("only", "picked"),
     [([], 4), (["trec:evolve:1"], 1), (["trec:evolve"], 2), (["::2"], 2), (["snips7"], 0), (["::1", "trec::2"], 4)],
