@@ -19,6 +19,7 @@ from evocluster.report.found import Found
 from evocluster.report.front import Row, front_rows, task_names, task_rows
 from evocluster.report.honest import honest_line
 from evocluster.report.limits import limits, said
+from evocluster.report.wasted import wasted
 
 STYLES = {"*": "bold green", "start*": "bold green", "start": "dim"}
 
@@ -147,6 +148,8 @@ def _print_run(console: Console, result: Found, front: bool) -> None:
         console.print(plain(text), soft_wrap=True)
     if front and (hint := result.barren):
         console.print(plain(hint, "red"), soft_wrap=True)
+    for text in wasted(result) if front else ():
+        console.print(plain(text), soft_wrap=True)
     if run.get("error"):
         console.print(plain(f"error: {run['error']}", "red"), soft_wrap=True)
     folder = _path(result.path)

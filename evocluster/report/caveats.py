@@ -14,6 +14,7 @@ from evocluster.report.honest import signed
 from evocluster.report.limits import broken, feasible, limits
 from evocluster.report.measure import declared
 from evocluster.report.side import choose
+from evocluster.report.wasted import wasted
 
 FEW = 100
 """Below so many examples an interval of a share is wider than about 0.2."""
@@ -61,6 +62,8 @@ def caveats(
 def _status(result: Found, provisional: bool) -> Iterator[tuple[str, str]]:
     if result.barren:
         yield "bad", result.barren
+    for text in wasted(result):
+        yield "note", text
     if result.run.get("error"):
         yield "bad", f"The run ended with an error: {result.run['error']}"
     if result.status == "running":
