@@ -5,28 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
-"""Tol's bright scheme: told apart by colour-blind readers too."""
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
+"""Tol's bright scheme and black: told apart by colour-blind readers too."""
+LETTER = 6.5
+"""Width of a letter of the legend, on the safe side."""
 WIDTH, HEIGHT = 360, 260
-LEFT, TOP, RIGHT, BOTTOM = 44, 28, 12, 34
+LEFT, TOP, RIGHT, BOTTOM = 44, 28, 18, 34
 STEPS = 4
 """Marks on an axis, besides its start."""
 
 
 def picture(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], x: str, y: str) -> str:
-    """The SVG text. `panels`: title -> name of a line -> its points; lines without points are left out."""
+    """The SVG text. `panels`: title -> name of a line -> its points; lines without points are left out.
+
+    Names with the same first word have one colour; the line of a name with more words is dashed.
+    """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
+    firsts = list(dict.fromkeys(name.split()[0] for name in names))
+    colours = {name: COLOURS[firsts.index(name.split()[0]) % len(COLOURS)] for name in names}
     parts = [_panel(title, lines, colours, n * WIDTH, x, y) for n, (title, lines) in enumerate(panels.items())]
-    legend = "".join(
-        f'<text x="{LEFT + n * 96}" y="{HEIGHT + 14}" fill="{colours[name]}">— {escape(name)}</text>'
-        for n, name in enumerate(names)
-    )
-    width = max(WIDTH * len(panels), LEFT + 96 * len(names))
+    legend, at = [], float(LEFT)
+    for name in names:
+        mark = f'<path d="M{at:.1f} {HEIGHT + 10}h16" stroke="{colours[name]}" stroke-width="1.8"{_dashed(name)}/>'
+        legend.append(f'{mark}<text x="{at + 20:.1f}" y="{HEIGHT + 14}" fill="{colours[name]}">{escape(name)}</text>')
+        at += 32 + LETTER * len(name)
+    width = max(WIDTH * len(panels), round(at))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT + 24}" font-family="sans-serif" '
-        f'font-size="11"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}{legend}</svg>\n'
+        f'font-size="11"><rect width="100%" height="100%" fill="white"/>{"".join([*parts, *legend])}</svg>\n'
     )
+
+
+def _dashed(name: str) -> str:
+    return ' stroke-dasharray="5 3"' if " " in name else ""
 
 
 def _panel(
@@ -62,5 +73,6 @@ def _panel(
     for name, line in lines.items():
         if line:
             path = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in line)
-            drawn.append(f'<polyline points="{path}" fill="none" stroke="{colours[name]}" stroke-width="1.8"/>')
+            look = f'fill="none" stroke="{colours[name]}" stroke-width="1.8"{_dashed(name)}'
+            drawn.append(f'<polyline points="{path}" {look}/>')
     return "".join(drawn)

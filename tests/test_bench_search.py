@@ -231,6 +231,20 @@ def test_the_picture_has_a_line_for_every_strategy_with_points() -> None:
     assert all(math.isfinite(n) and n >= 0 for n in numbers)
 
 
+def test_every_strategy_has_a_colour_and_a_longer_run_is_dashed() -> None:
+    points = [(0, 0.1), (600, 0.8)]
+    names = [*bench_runs.STRATEGIES, "evolve 2000", "generational 2000"]
+    root = ElementTree.fromstring(picture({"one": dict.fromkeys(names, points)}, "calls", "quality"))
+    lines = [one for one in root.iter() if one.tag.endswith("polyline")]
+    looks = dict(zip(names, ((one.get("stroke"), one.get("stroke-dasharray")) for one in lines), strict=True))
+    assert len({looks[name] for name in bench_runs.STRATEGIES}) == len(bench_runs.STRATEGIES)
+    assert looks["evolve 2000"] == (looks["evolve"][0], "5 3")
+    legend = [one for one in root.iter() if one.tag.endswith("text") and one.text in names]
+    ends = [float(str(one.get("x"))) + 6 * len(str(one.text)) for one in legend]
+    assert all(end < float(str(one.get("x"))) for end, one in zip(ends, legend[1:], strict=False)), "no name on another"
+    assert ends[-1] < float(str(root.get("width")))
+
+
 # Whole runs, with the scripted model.
 
 
