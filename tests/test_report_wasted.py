@@ -35,8 +35,16 @@ def test_reflections_without_a_prompt_are_counted_and_explained(weak: Found) -> 
     assert said.startswith(
         f"reflect brought no prompt in {uses} of {uses} tries, most often ({uses}) since no instruction"
     )
-    assert said.endswith("name one under search.reflector.")
+    assert said.endswith("name it under search.reflector.")
     assert {"kind": "note", "text": said} in caveats(weak, None, 0, 1, True)
+
+
+def test_the_same_reason_in_other_words_is_one_reason(tmp_path: Path) -> None:
+    rule = {"pattern": r"(?s)improve the instruction.*\[(?P<code>\w+) RESULTS", "text": 'it\'s "red" \\g<code>'}
+    fake = {"kind": "scripted", "rules": [rule], "default": "red"}
+    found = ran(tmp_path, {"strategy": "refine", "reflector": "fake"}, models={"fake": fake})
+    uses = found.run["operators"]["reflect"]["uses"]
+    assert f"in {uses} of {uses} tries, most often ({uses}) since no instruction" in wasted(found)[0]
 
 
 def test_the_end_of_a_run_says_it(weak: Found, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Container
 
@@ -49,9 +50,19 @@ def _counted(result: Found, asking: Container[str]) -> tuple[Counter[str], Count
 
 
 def _sentence(name: str, tries: int, reasons: Counter[str]) -> str:
-    ((why, count),) = reasons.most_common(1)
+    kinds = Counter[str]()
+    for why, count in reasons.items():
+        kinds[_kind(why)] += count
+    ((kind, count),) = kinds.most_common(1)
+    why = next(why for why in reasons if _kind(why) == kind)
+    why = why if len(why) <= EXCERPT else f"{why[:EXCERPT].rstrip()}…"
     setting = "reflector" if name == "reflect" else "rewriter"
     return (
-        f"{name} brought no prompt in {reasons.total()} of {tries} tries, most often ({count}) since "
-        f"{why[:EXCERPT].rstrip()}. A stronger model makes more of these calls: name one under search.{setting}."
+        f"{name} brought no prompt in {reasons.total()} of {tries} tries, most often ({count}) since {why}. "
+        f"A stronger model makes more of these calls: name it under search.{setting}."
     )
+
+
+def _kind(why: str) -> str:
+    """A reason without what differs between answers: what it quotes, and its figures."""
+    return re.sub(r"""(['"]).*\1|\d+""", "", why, flags=re.DOTALL)

@@ -244,10 +244,7 @@ def _instruction(said: str) -> str:
         parts = re.split(r"^[\s*_#>-]*(?:change|targets?)[*_]*:.*$", said, flags=re.IGNORECASE | re.MULTILINE)
     if len(parts) > 1 and parts[-1].strip():
         return parts[-1].strip()
-    raise OperatorFailed(
-        f"reflect: no instruction between {BEGIN} and {END} in the answer {line(said, 2 * COPIED)!r}; "
-        "a stronger search.reflector keeps to the form"
-    )
+    raise OperatorFailed(f"reflect: no instruction between {BEGIN} and {END} in the answer {line(said, 2 * COPIED)!r}")
 
 
 def copied(text: str, cases: Iterable[Mapping[str, Any]], old: str) -> str | None:
