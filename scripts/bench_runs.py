@@ -38,11 +38,12 @@ STRATEGIES: Mapping[str, str] = {
     "generational": "search.selection=generational",
     "steady": "search.selection=steady",
     "evolve": "search.selection=race",
+    "no-rewrite": "search.operators=[mutate, model, calls, numbers, crossover, demos, similar, disputed]",
     "refine": "search.strategy=refine",
     "hybrid": "search.strategy=hybrid",
     "breed": "search.strategy=breed",
 }
-"""Name -> the one setting that makes it."""
+"""Name -> the one setting that makes it; `no-rewrite` is `evolve` without the operators that ask a model."""
 CHECKPOINTS = 10
 """Looks at the incumbent over a run, the end among them."""
 LOOKED_AT = 60

@@ -1,7 +1,7 @@
 """How good a configuration every strategy of the search finds for the same number of LLM calls.
 
     python scripts/bench_search.py                 the embedded model on real tasks: 600 calls, 3 seeds; hours
-    python scripts/bench_search.py --long          and 2,000 calls for evolve and generational
+    python scripts/bench_search.py --long          and 2,000 calls for those that matter most
     python scripts/bench_search.py --only trec:evolve:1     part of it; the table is of what is there
     python scripts/bench_search.py --landscape     recorded outcomes (tests/landscape): many seeds, about a minute
     python scripts/bench_search.py --short         seconds, no model: does all of this work?
@@ -43,7 +43,8 @@ LANDSCAPES = ROOT / "tests" / "landscape"
 TASKS = ("snips7", "trec", "sst2")
 CALLS, LONG = 600, 2000
 OURS = "evolve"
-LONGER = (OURS, "generational")
+PAIR = (OURS, "generational")
+LONGER = (*PAIR, "no-rewrite")
 """Strategies that `--long` gives more calls."""
 LEGEND = """
 Numbers: true quality of the incumbent after so many calls, of what is recommended at the end (mean, median). regret:
@@ -242,7 +243,7 @@ def short(given: argparse.Namespace) -> dict[str, object]:
     sets = ("task.data.limit=24", "models.fake.latency_s=0", "space.cot=false", "search={population: 4, block: 8}")
     with tempfile.TemporaryDirectory(prefix="evocluster-bench-") as folder:
         given.out, given.calls, config = Path(folder), 400, CONFIGS / "scripted.yaml"
-        todo = [Case(given.out, config, "scripted", name, 1, given.calls, sets) for name in LONGER]
+        todo = [Case(given.out, config, "scripted", name, 1, given.calls, sets) for name in PAIR]
         made = real(given, todo)
     given.tasks = TASKS[0]
     recorded(given, seeds=2)

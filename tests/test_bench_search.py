@@ -15,6 +15,7 @@ import bench_runs
 import bench_search
 import numpy as np
 import pytest
+import yaml
 from bench_picture import picture
 from bench_runs import Case, Run
 from hypothesis import given
@@ -28,6 +29,7 @@ from evocluster.errors import ConfigError
 from evocluster.llm.cached import LocalCache
 from evocluster.records import Genome
 from evocluster.search.objectives import built_in
+from evocluster.search.portfolio import portfolio
 from evocluster.store.cache import DiskCache
 from evocluster.store.files import read_json
 from evocluster.store.table import scan
@@ -207,11 +209,12 @@ def test_runs_are_picked_by_parts(only: list[str], picked: int) -> None:
     assert sum(bench_search.wanted(case, only) for case in cases("evolve", "steady")) == picked
 
 
-def test_long_runs_are_more_of_two_strategies() -> None:
+def test_long_runs_are_more_of_a_few_strategies() -> None:
     given = bench_search.arguments().parse_args(["--long", "--tasks", "trec", "--seeds", "1", "--calls", "600"])
     made = bench_search.cases(given)
-    assert len(made) == len(bench_runs.STRATEGIES) + 2
-    assert {case.strategy for case in made if case.calls == bench_search.LONG} == {"evolve", "generational"}
+    assert len(made) == len(bench_runs.STRATEGIES) + 3
+    longer = {case.strategy for case in made if case.calls == bench_search.LONG}
+    assert longer == {"evolve", "generational", "no-rewrite"}
     assert len({case.home for case in made}) == len(made)
 
 
@@ -334,7 +337,10 @@ def test_a_folder_of_other_settings_is_refused(finished: Case) -> None:
 def test_every_strategy_has_settings_of_its_own(strategy: str, tmp_path: Path) -> None:
     plan = case(tmp_path, strategy=strategy).plan()
     key, value = bench_runs.STRATEGIES[strategy].removeprefix("search.").split("=")
-    assert getattr(plan.config.search, key) == value
+    wanted = yaml.safe_load(value)
+    assert getattr(plan.config.search, key) == (tuple(wanted) if isinstance(wanted, list) else wanted)
+    asking = {name for name, one in portfolio(plan.config.search, plan.space).items() if one.calls}
+    assert (strategy == "no-rewrite") == (not asking)
     assert plan.items("test") == ()
     assert (plan.config.budget.calls, plan.config.budget.minutes, plan.config.seed) == (150, None, 1)
 
