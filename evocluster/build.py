@@ -309,10 +309,7 @@ def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupt
         status = _run_ray(plan, path, fresh, show, interrupted)
     result = Result(path)
     if status == "finished" and not result.members:
-        raise BudgetSpent(
-            f"the run ended by {result.run.get('stop_reason')!r} before it had a front; raise `budget:` "
-            f"(see calls in {path / 'run.json'})"
-        )
+        raise BudgetSpent(result.frontless)
     return result
 
 

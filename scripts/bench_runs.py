@@ -44,6 +44,8 @@ STRATEGIES: Mapping[str, str] = {
     "breed": "search.strategy=breed",
 }
 """Name -> the one setting that makes it; `no-rewrite` is `evolve` without the operators that ask a model."""
+REFLECTING: Mapping[str, str] = dict.fromkeys(("refine", "hybrid"), "search.reflect_tokens=400")
+"""What they get besides: the embedded model, where it finds no end, repeats itself to the last token it may have."""
 CHECKPOINTS = 10
 """Looks at the incumbent over a run, the end among them."""
 LOOKED_AT = 60
@@ -86,6 +88,7 @@ class Case:
         """All that the run needs. Raises: errors.ConfigError."""
         own = (
             STRATEGIES[self.strategy],
+            *([REFLECTING[self.strategy]] if self.strategy in REFLECTING else []),
             f"seed={self.seed}",
             f"budget={{calls: {self.calls}}}",
             f"recommend={RULE}",

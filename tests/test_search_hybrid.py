@@ -13,6 +13,7 @@ from search_world import ITEMS, START, drive, search, space
 
 from evocluster import build
 from evocluster.config import load
+from evocluster.engine.engine import Engine
 from evocluster.errors import ConfigError
 from evocluster.records import Proposal, Trial
 from evocluster.report.result import Result
@@ -77,7 +78,38 @@ def test_half_of_the_calls_is_the_latest_switch() -> None:
         return trial
 
     drive(optimizer, run)
-    assert 0 < at <= 700 + 8 * 10
+    kept = (3 + 1) * (len(ITEMS["validation"]) + len(ITEMS["test"]))
+    assert 0 < at <= (1400 - kept) / 2 + 8 * 10, "half of what the check afterwards leaves"
+
+
+def test_half_of_the_time_switches() -> None:
+    optimizer, world = search(Search(**STEADY), Budget(minutes=1, generations=40))
+    refining: list[int] = []
+
+    def timed(proposal: Proposal) -> Trial:
+        if proposal.number == 40:
+            optimizer.halfway()
+        refining.extend([] if strategy(optimizer).exploring else [proposal.number])
+        return world.run(proposal)
+
+    drive(optimizer, timed)
+    assert 40 < min(refining) < 60
+
+
+def test_a_run_that_switched_by_the_clock_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = {"strategy": "hybrid", "selection": "steady", "operators": ["mutate", "demos", "crossover", "reflect"]}
+    config = write(tmp_path, search, {"minutes": 10}, space={"rubric": ["Which?", "Which one?"], "model": ["fake"]})
+    monkeypatch.setattr(Engine, "elapsed_s", property(lambda engine: 30.0 * engine._optimizer.asked))
+    done = build.run(build.plan(load(config)), tmp_path / "run")
+    assert done.run["halfway"] == 10
+    assert not done.run["exploring"]
+    assert done.run["commits"] > 20
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**done.run, "status": "interrupted"}))
+    monkeypatch.setattr(Engine, "elapsed_s", property(lambda engine: 0.0))
+    resumed = build.resume(tmp_path / "run")
+    assert resumed.status == "finished"
+    assert resumed.run["commits"] == done.run["commits"]
+    assert resumed.front == done.front
 
 
 def test_a_stalled_front_switches_earlier_and_does_not_end_the_search() -> None:

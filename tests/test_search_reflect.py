@@ -14,7 +14,7 @@ from evocluster.errors import OperatorFailed
 from evocluster.llm.client import LLM, Abilities, Reply, Request
 from evocluster.records import Json
 from evocluster.search.operators import Child, Operator
-from evocluster.search.reflect import APPROACHES, COPIED, Reflect, alike, blocks, copied, fenced, read
+from evocluster.search.reflect import APPROACHES, COPIED, FORM, Reflect, alike, blocks, copied, fenced, rambles, read
 from evocluster.search.space import Space
 
 
@@ -169,6 +169,8 @@ async def test_a_change_left_untold_is_told_by_what_fails() -> None:
         (answer("Name a queue."), r"placeholders \[\]; it must have \['\{labels\}'\]"),
         (answer("{labels} {other}"), "placeholders"),
         (answer("{labels} " * 300), "characters; allowed: 2000"),
+        (answer("The old instruction {labels}\nThe new instruction\n\n" * 20), "over and over: 'The old instruction"),
+        (answer("word " * 200 + "{labels}"), "over and over"),
     ],
 )
 async def test_what_cannot_be_used_fails_with_its_reason(said: str, reason: str) -> None:
@@ -176,9 +178,23 @@ async def test_what_cannot_be_used_fails_with_its_reason(said: str, reason: str)
         await reflect(said)
 
 
+async def test_the_form_itself_is_no_prompt() -> None:
+    with pytest.raises(OperatorFailed, match="the new text is the form itself"):
+        await reflect(answer(FORM), parent=PARENT.replace(rubric="Name it."))
+
+
+def test_rules_that_differ_in_a_word_are_not_rambling() -> None:
+    queues = ("billing", "refund", "shipping", "returns", "account", "technical", "sales", "repair", "spare", "press")
+    rules = "\n".join(
+        f"- {one}: where the customer speaks of {one} or asks about {one} for an order." for one in queues
+    )
+    assert not rambles(rules)
+    assert rambles(rules.splitlines()[0] * 12)
+
+
 async def test_a_long_prompt_may_grow_by_half() -> None:
     parent = PARENT.replace(rubric="word " * 600 + "{labels}")
-    longer = "other " * 600 + "{labels}"
+    longer = " ".join(f"other{number}" for number in range(380)) + " {labels}"
     assert (await reflect(answer(longer), parent=parent))[0].genome["rubric"] == longer
 
 

@@ -47,6 +47,8 @@ class AskTell(Protocol):
 
     def stop(self, reason: str) -> None: ...
 
+    def halfway(self) -> None: ...
+
     def progress(self) -> dict[str, Any]: ...
 
     @property
@@ -82,6 +84,7 @@ class Engine:
         self._healthy = False
         self._interrupted = False
         self._stops: list[dict[str, Any]] = []
+        self._halfway: int | None = None
         self._started = clock()
         self._before_s = 0.0
         self._written = -STATUS_EVERY_S
@@ -93,6 +96,7 @@ class Engine:
         if (self._folder.path / "run.json").exists():
             earlier = self._folder.read("run.json")
             self._stops = list(earlier.get("stops", []))
+            self._halfway = earlier.get("halfway")
             self._before_s = float(earlier.get("elapsed_s", 0.0))
         self._replaying = True
         try:
@@ -210,8 +214,13 @@ class Engine:
         for stop in self._stops:
             if stop["at"] == self._optimizer.asked and self._optimizer.searching:
                 self._optimizer.stop(stop["reason"])
-        late = self._minutes and self.elapsed_s >= self._minutes * 60
-        if late and self._optimizer.searching and not self._replaying:
+        passed = self.elapsed_s / (self._minutes * 60) if self._minutes else 0.0
+        if passed >= 0.5 and self._halfway is None and not self._replaying:
+            self._halfway = self._optimizer.asked
+            self._write_status("running")
+        if self._optimizer.asked == self._halfway:
+            self._optimizer.halfway()
+        if passed >= 1 and self._optimizer.searching and not self._replaying:
             self._stops.append({"at": self._optimizer.asked, "reason": "minutes"})
             self._write_status("running")
             self._optimizer.stop("minutes")
@@ -289,7 +298,14 @@ class Engine:
     def _write_status(self, status: str, failure: str | None = None) -> None:
         self._written = self._clock()
         now = {key: value for key, value in self.progress().items() if key not in ("front", "handed_out")}
-        facts = {**self._facts, "status": status, "error": failure, **now, "stops": self._stops}
+        facts = {
+            **self._facts,
+            "status": status,
+            "error": failure,
+            **now,
+            "stops": self._stops,
+            "halfway": self._halfway,
+        }
         try:
             self._folder.write("run.json", facts)
         except EvoclusterError as error:

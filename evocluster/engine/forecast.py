@@ -34,6 +34,10 @@ class Forecast(NamedTuple):
     """What ends the search."""
     checking: int
     """Evaluations of the final check, among `evaluations`."""
+    front: bool
+    """False: the budget ends before anybody is checked."""
+    kept_usd: float
+    """What the check takes, at what the search came to."""
     whole: bool
     """False: the play was given up, and everything is at least so much."""
 
@@ -92,6 +96,8 @@ class _Play:
         """The trial that ends first."""
         end, number, proposal = heapq.heappop(self._queue)
         self._now = max(self._now, end)
+        if self._limit_s is not None and self._now >= self._limit_s / 2:
+            self._optimizer.halfway()
         if self._limit_s is not None and self._now >= self._limit_s:
             self._optimizer.stop("minutes")
         rng = np.random.default_rng([proposal.seed, number])
@@ -118,5 +124,7 @@ class _Play:
             minutes=max(self._now, *self._free) / 60,
             ends_by=str(progress["stop_reason"]),
             checking=self._checking,
+            front=bool(self._checking),
+            kept_usd=progress["kept_usd"],
             whole=self._optimizer.done,
         )

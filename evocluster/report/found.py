@@ -67,6 +67,18 @@ class Found:
             "is max_tokens enough, can the model do it at all?"
         )
 
+    @property
+    def frontless(self) -> str:
+        """Why a finished run has no front: what it might take, what it took, and what the check would have taken."""
+        why = str(self.run.get("stop_reason"))
+        limit = (self.run.get("budget") or {}).get(why)
+        said = f"the run ended by {why!r} before it had a front; raise `budget:`"
+        if limit is not None:
+            said += f" (budget.{why} is {limit:g}, of which {self.run[why]:.3g} were spent"
+            said += f"; the check of the finalists takes about {self.run['kept_usd']:.2g} more" * (why == "usd")
+            said += "), or lower search.finalists or the number of validation and test examples"
+        return f"{said}; see {str(self.path / 'run.json')!r}"
+
     def _answer(self) -> str:
         """The first answer in the table, to be read; or why there is none to show."""
         from evocluster.store.table import scan  # pyarrow: only where it is needed

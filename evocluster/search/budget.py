@@ -75,6 +75,11 @@ class Ledger:
         return self.spent.usd + sum(usd for _, usd in self._reserved.values())
 
     @property
+    def priceless(self) -> bool:
+        """Dollars are limited, and nothing is known yet of what an item costs."""
+        return self._budget.usd is not None and not self.items
+
+    @property
     def mean_usd(self) -> float:
         """US dollars an item, over all trials so far."""
         return self.spent.usd / self.items if self.items else 0.0

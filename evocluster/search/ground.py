@@ -89,6 +89,10 @@ class Ground:
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=AVOIDED))
     """Ids of the genomes that were made last."""
     budget: Budget = field(default_factory=Budget)
+    kept: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
+    """Calls and US dollars of the budget that the check after the search will take, as far as is known."""
+    halfway: bool = False
+    """Half of the time for the search is over."""
     memory: Memory = field(default_factory=Memory)
     """Of what was tried and what came of it, for whoever rewrites."""
     focus: Focus = field(default_factory=Focus)

@@ -1,7 +1,8 @@
 """Hybrid: a population explores, then its winner is refined.
 
-The switch is made where the population's front stops growing, or when half of what the run may use is used; what is
-out then is waited for, so that the winner is chosen among all. Everything derives from committed trials.
+The switch is made where the population's front stops growing, or when half of what the search may use is used: of
+calls and dollars without what the check afterwards takes, of generations, or of the time, of which the caller tells.
+What is out then is waited for, so that the winner is chosen among all. All else derives from committed trials.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from evocluster.search.rounds import parts
 STALL = 2
 """Generations without progress of the hypervolume after which exploring ends."""
 SHARE = 0.5
-"""Of the budget, for exploring."""
+"""Of what the search may use, for exploring."""
 
 
 class Hybrid:
@@ -55,6 +56,7 @@ class Hybrid:
 
     def draft(self, number: int, rng: np.random.Generator) -> Proposal | None:
         """What the strategy whose turn it is wants to try."""
+        self._leave_if(self._ground.halfway)
         if self._refine is None and not self._leaving:
             proposal = self._explore.draft(number, rng)
             if proposal is not None or self._out:
@@ -73,11 +75,14 @@ class Hybrid:
         self._out -= 1
         self._spent = self._spent + trial.total
         (self._refine or self._explore).count(proposal, trial)
-        seeded = not self._ground.seeds
-        if self._refine is None and seeded and not self._leaving and (self._stalled() or self._half()):
-            self._leaving = True
-            # A stall that ends exploring must not end the search with it.
+        self._leave_if(self._stalled() or self._half())
+        if self._leaving and self._refine is None:
+            # A stall of what explored must not end the search before its winner is refined.
             self._ground.stopping.begin_anew()
+
+    def _leave_if(self, due: bool) -> None:
+        if due and self._refine is None and not self._ground.seeds:
+            self._leaving = True
 
     def _take_over(self) -> None:
         self._ground.stopping.begin_anew()
@@ -88,13 +93,13 @@ class Hybrid:
         return self._ground.stopping.stalled(min(STALL, self._ground.budget.stall or STALL))
 
     def _half(self) -> bool:
-        """Half of the calls, US dollars or generations there are."""
-        budget, spent = self._ground.budget, self._spent
+        """Half of the calls, US dollars or generations that the search may use."""
+        budget, spent, (calls, usd) = self._ground.budget, self._spent, self._ground.kept()
         return any(
-            most is not None and used >= SHARE * most
-            for most, used in (
-                (budget.calls, spent.calls),
-                (budget.usd, spent.usd),
-                (budget.generations, self._ground.generation),
+            most is not None and used >= SHARE * (most - kept)
+            for most, kept, used in (
+                (budget.calls, calls, spent.calls),
+                (budget.usd, usd, spent.usd),
+                (budget.generations, 0, self._ground.generation),
             )
         )

@@ -128,6 +128,7 @@ class Optimizer:
             starts=self._starts,
             seeds=deque(seeding(space, start, warm, train, settings.population, seed)),
             budget=budget,
+            kept=self._check_takes,
             memory=Memory(settings.memory_tokens),
         )
         self._ground.recent.extend(self._starts)
@@ -177,6 +178,10 @@ class Optimizer:
         """
         if self.searching:
             self._ending = reason
+
+    def halfway(self) -> None:
+        """Half of the time for the search is over. To repeat a run exactly, say so when `asked` is the same."""
+        self._ground.halfway = True
 
     @property
     def done(self) -> bool:
@@ -243,6 +248,7 @@ class Optimizer:
             "usd": spent.usd,
             "paid_usd": spent.paid_usd,
             "budget": self._ledger.limits(),
+            "kept_usd": self._check_takes()[1],
             "hypervolume": list(self._stopping.hypervolume),
             "objectives": [one.name for one in self._objectives],
             "front": [
@@ -314,6 +320,8 @@ class Optimizer:
         self._ending = self._ending or self._stopping.reason(self.generation, tallies)
         if self._ending is not None:
             return None
+        if self._outstanding and self._settings.selection != "steady" and self._ledger.priceless:
+            return None
         proposal = self._strategy.draft(self._asked, np.random.default_rng([self._seed, self._asked]))
         lack = self._lack(proposal) if proposal is not None else self._idle()
         if proposal is None or lack is not None:
@@ -342,11 +350,15 @@ class Optimizer:
         """What the budget lacks for a proposal with all that must still be paid after it."""
         calls, usd = self._price(proposal)
         test = self._check.size(len(self._starts), "test")
-        later = {"validation": test, "test": 0}.get(
-            proposal.purpose, test + self._check.size(len(self._starts), "validation")
-        )
-        kept = ceil(later * self._calls_checked())
-        return self._ledger.lacks(calls + kept, usd + later * MARGIN * self._ledger.mean_usd)
+        later = {"validation": test, "test": 0}.get(proposal.purpose)
+        kept_calls, kept_usd = self._check_takes(later)
+        return self._ledger.lacks(calls + kept_calls, usd + kept_usd)
+
+    def _check_takes(self, items: int | None = None) -> tuple[int, float]:
+        """The most calls, and about the US dollars, that so many items of the check take; default: all of it."""
+        if items is None:
+            items = sum(self._check.size(len(self._starts), split) for split in SPLITS[1:])
+        return ceil(items * self._calls_checked()), items * MARGIN * self._ledger.mean_usd
 
     def _calls_checked(self) -> float:
         """Calls kept back for each item of the check: what the dearest that may be checked took so far, not the most

@@ -10,6 +10,7 @@ that example is scored, is refused.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -35,6 +36,11 @@ SAME = 0.95
 """The likeness (`difflib`) from which a text counts as one that was rejected before."""
 LONG = 400
 """Longer texts are compared word by word: letter by letter takes seconds."""
+RAMBLING = 0.12
+"""The packed size of a text, as a share of its own, below which it says the same over and over: rules that differ in
+one word each pack to 0.2, prose to 0.5 (zlib)."""
+FORM = "<the new instruction>"
+"""What stands in the place of the answer, in the form that is asked for."""
 TARGETS = 3
 BEGIN, END = "<<<NEW", "NEW>>>"
 
@@ -69,7 +75,7 @@ Answer in exactly this form, the whole new instruction between the two marks:
 Change: <in one line what you changed, and which failure it is meant to repair>
 Targets: <the names of the failures it targets>
 {begin}
-<the new instruction>
+{form}
 {end}"""
 
 
@@ -113,6 +119,9 @@ class Reflect:
         )
         answer = read(said)
         new = accepted(answer.rubric, [rubric], placeholders(rubric), self.name, longest)
+        if new == FORM or rambles(new):
+            why = "is the form itself" if new == FORM else "says the same over and over"
+            raise OperatorFailed(f"{self.name}: the new text {why}: {line(new, COPIED)!r}")
         shown = hints.get("cases", ())
         cases = [*shown, *hints.get("preserve", ())]
         if passage := copied(new, cases, rubric):
@@ -154,6 +163,7 @@ def question(parent: Genome, hints: Mapping[str, Json], approach: str, longest: 
         kept=kept(placeholders(rubric)),
         begin=BEGIN,
         end=END,
+        form=FORM,
     )
 
 
@@ -245,6 +255,12 @@ def _instruction(said: str) -> str:
     if len(parts) > 1 and parts[-1].strip():
         return parts[-1].strip()
     raise OperatorFailed(f"reflect: no instruction between {BEGIN} and {END} in the answer {line(said, 2 * COPIED)!r}")
+
+
+def rambles(text: str) -> bool:
+    """A model lost itself: a longer text that says the same over and over, so that it packs to next to nothing."""
+    raw = _flat(text).encode("utf-8", "replace")
+    return len(raw) > LONG and len(zlib.compress(raw)) < RAMBLING * len(raw)
 
 
 def copied(text: str, cases: Iterable[Mapping[str, Any]], old: str) -> str | None:
