@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small_config
 
 from evocluster import config as configs
 from evocluster import document as documents
@@ -595,3 +596,20 @@ def test_genes_that_need_something(tmp_path: Path) -> None:
         configs.load(path, ["space.use_consensus=[1, 99]"])
     config = configs.load(path, ["space.use_consensus=[false, true, 5, [small, small]]"])
     assert config.space.values("use_consensus") == (1, 3, 5, ("small", "small"))
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (
+            {"strategy": "hybrid", "selection": "random"},
+            "'random' with strategy 'hybrid'(?s:.*)allowed here: race, steady",
+        ),
+        ({"strategy": "refine", "selection": "generational"}, "leave `selection` out"),
+        ({"selection": "race", "mode": "generational"}, "mode 'generational' with selection 'race'"),
+        ({"selection": "generational", "extend": False}, "extend False (?s:.*) leave `extend` out"),
+    ],
+)
+def test_settings_that_take_each_other_s_sense_are_refused(tmp_path: Path, search: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        small_config(tmp_path, search={"population": 4, **search})

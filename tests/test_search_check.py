@@ -135,8 +135,8 @@ def test_an_end_of_the_money_in_the_middle_leaves_a_winner_among_the_contenders(
 
 def test_replicates_are_for_those_whose_answers_are_drawn() -> None:
     settings = RACE.model_copy(update={"replicates": 2})
-    cold = ran(settings, where=space(temperature=0))[1]
-    assert {item.replicate for p in asked(cold) for item in p.items} == {0}
+    with pytest.raises(ConfigError, match=r"replicates=2: another answer .* allowed here: 0"):
+        ran(settings, where=space(temperature=0))
     where = space(temperature=[0, 0.3])
     warm_start = where.complete({**START, "temperature": 0.3})
     optimizer, warm = ran(settings, lambda trial: graded(trial, 1.0), where=where, start=(warm_start,))

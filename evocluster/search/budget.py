@@ -116,13 +116,15 @@ class Ledger:
         taken = [self._taken[id] for id in genomes if id in self._taken]
         return max((calls / items for calls, items in taken if items), default=unknown)
 
-    def refuse_if_too_small(self, needed: int, final: int) -> None:
-        """Raises: ConfigError when the calls cannot pay for `needed`; `final` of those are the check."""
+    def refuse_if_too_small(self, needed: int, final: int, more: str = "") -> None:
+        """Raises: ConfigError when the calls cannot pay for `needed`; `final` of those are the check; `more`: what
+        else may be lowered.
+        """
         if self._budget.calls is not None and self._budget.calls < needed:
             raise ConfigError(
                 f"budget.calls={self._budget.calls!r} is too small: at least {needed} are needed, {final} of "
                 "them to check the finalists and the start on validation and test; raise it, or lower "
-                "search.finalists, search.block or the number of validation and test examples"
+                f"{more}search.finalists, search.block or the number of validation and test examples"
             )
 
     def limits(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from evocluster.records import Evaluation, Genome, Item, Json, Proposal, Split, 
 from evocluster.search.across import Tasks
 from evocluster.search.breed_strategy import Breed
 from evocluster.search.budget import Budget, Ledger
-from evocluster.search.check import Check
+from evocluster.search.check import Check, drawn
 from evocluster.search.credit import shares
 from evocluster.search.evolve import Evolve
 from evocluster.search.feasible import Constraint, Limits
@@ -50,6 +50,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 QUALITY, COST = built_in("quality"), built_in("cost_usd")
 MARGIN = 1.5
 """The dollars kept back for the check are the mean price of an item times this."""
+SPREAD = 32
+"""Configurations looked at to tell whether any draws its answers."""
 SPARE = 1.1
 """The calls kept back for the check are those of the dearest member times this."""
 PORTION = 4
@@ -133,6 +135,7 @@ class Optimizer:
         )
         self._ground.recent.extend(self._starts)
         self._strategy = strategy(self._ground)
+        self._refuse_replicates_of_nothing(start)
         self._refuse_if_too_small()
 
         self._phase: Literal["search", "validation", "test", "done"] = "search"
@@ -372,7 +375,17 @@ class Optimizer:
     def _refuse_if_too_small(self) -> None:
         final = sum(self._check.size(len(self._starts), split) for split in SPLITS[1:]) * self._calls_per_item
         first = len(self._blocks["train"][0]) * self._calls_per_item * max(1, len(self._starts))
-        self._ledger.refuse_if_too_small(final + first, final)
+        self._ledger.refuse_if_too_small(final + first, final, "search.replicates, " * bool(self._settings.replicates))
+
+    def _refuse_replicates_of_nothing(self, start: Sequence[Genome]) -> None:
+        if self._settings.replicates and not any(
+            drawn(one) for one in (*start, *self._space.spread(SPREAD, np.random.default_rng(self._seed)))
+        ):
+            raise ConfigError(
+                f"search.replicates={self._settings.replicates!r}: another answer to the same question would be the "
+                "same, since no `temperature` is above 0 and no `use_consensus` above 1; allowed here: 0; free one of "
+                "these genes under `space:`, or leave replicates out"
+            )
 
     # Validation and test.
 

@@ -70,6 +70,22 @@ class Search(Part):
             return {**given, "selection": "steady"}
         return given
 
+    @model_validator(mode="after")
+    def _agree(self) -> Search:
+        """What one setting takes the sense from is refused, not ignored."""
+        if self.strategy != "evolve" and self.selection in ("generational", "random"):
+            raise ValueError(
+                f"selection {self.selection!r} with strategy {self.strategy!r}: it is for `strategy: evolve` alone, to "
+                "compare with; allowed here: race, steady; leave `selection` out"
+            )
+        if self.selection != "steady" and (self.mode != "steady" or not self.extend):
+            name, value = ("mode", self.mode) if self.mode != "steady" else ("extend", self.extend)
+            raise ValueError(
+                f"{name} {value!r} with selection {self.selection!r}: it is a setting of `selection: steady` alone; "
+                f"leave `{name}` out, or write `selection: steady`"
+            )
+        return self
+
     @classmethod
     def in_editors(cls, made: dict[str, Any]) -> dict[str, Any]:
         """The JSON schema with the names of the operators."""
