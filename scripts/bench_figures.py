@@ -170,12 +170,13 @@ def figures(
     saved_shares: Sequence[float | None],
 ) -> dict[str, object]:
     """The watched line: test quality by task and strategy, and of `evolve` over the tasks the calls ratio, the gap in
-    points and the share of evaluations saved; null where a part is missing.
+    points and the share of evaluations saved; null where a part is missing. `gaps`: a task's mean over seeds each;
+    the line has the mean of their absolute values, so that tasks off in opposite directions do not cancel out.
     """
     return {
         "test": {task: {name: rounded(value) for name, value in row.items()} for task, row in test.items()},
         "calls_ratio_to_generational": rounded(mean(ratios)),
-        "gap_points": rounded(mean(gaps)),
+        "gap_points": rounded(mean(None if gap is None else abs(gap) for gap in gaps)),
         "evaluations_saved": rounded(mean(saved_shares)),
     }
 

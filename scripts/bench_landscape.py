@@ -19,6 +19,7 @@ from bench_figures import (
     at,
     calls_ratio,
     hypervolumes,
+    mean,
     paired,
     saved,
 )
@@ -254,7 +255,7 @@ def _rng() -> np.random.Generator:
 
 
 def figures(found: Mapping[str, tuple[Landscape, Found]]) -> dict[str, object]:
-    """The watched line, by task; `test` is the mean true quality at the end."""
+    """The watched line, by task; `test` is the mean true quality at the end, the gap of a task its mean over seeds."""
     test: dict[str, dict[str, float | None]] = {}
     ratios, gaps, shares = [], [], []
     for task, (where, row) in found.items():
@@ -262,6 +263,6 @@ def figures(found: Mapping[str, tuple[Landscape, Found]]) -> dict[str, object]:
         start = float(where.truth[where.row(where.start)])
         curves = [[one.curve for one in row.get(name, ())] for name in ("evolve", "generational")]
         ratios.append(calls_ratio(curves[0], curves[1], start, _rng(), 1)[0])
-        gaps += [one.gap for one in row.get("evolve", ())]
+        gaps.append(mean(one.gap for one in row.get("evolve", ())))
         shares += [one.saved for one in row.get("evolve", ())]
     return line(test, ratios, gaps, shares)

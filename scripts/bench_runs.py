@@ -4,7 +4,8 @@
     out/TASK/STRATEGY-seed-CALLS/measured.json   what the bench itself asked on test, outside the budget
     out/cache                                    completions; a cached call counts like any other
 
-`carry_out(case)` does what is missing of a case, `read(case)` gives what is there.
+`carry_out(case)` does what is missing of a case, `read(case)` gives what is there. Both refuse a folder with a run of
+other settings than the case's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bench_figures import Incumbent, saved
 from evocluster import build
 from evocluster import config as configs
 from evocluster.build import Plan
+from evocluster.config import Config
 from evocluster.engine.engine import carry
 from evocluster.engine.runner import LocalRunner
 from evocluster.errors import ConfigError
@@ -84,8 +86,8 @@ class Case:
         """For people."""
         return f"{self.task}:{self.strategy}:{self.seed} ({self.calls} calls)"
 
-    def plan(self) -> Untested:
-        """All that the run needs. Raises: errors.ConfigError."""
+    def settings(self) -> Config:
+        """The config of the run. Raises: errors.ConfigError."""
         own = (
             STRATEGIES[self.strategy],
             *([REFLECTING[self.strategy]] if self.strategy in REFLECTING else []),
@@ -95,8 +97,24 @@ class Case:
             "engine.runner=local",
             f"cache={{path: {self.out.absolute() / 'cache'}}}",
         )
-        made = build.plan(self.config, [*self.sets, *own])
+        return configs.load(self.config, [*self.sets, *own])
+
+    def plan(self) -> Untested:
+        """All that the run needs. Raises: errors.ConfigError."""
+        made = build.plan(self.settings())
         return Untested(**{one.name: getattr(made, one.name) for one in fields(made)})
+
+    def begun(self) -> bool:
+        """Whether there is a run. Raises: errors.ConfigError where it was made with other settings than these."""
+        path = self.home / "run"
+        if not (path / "config.yaml").exists():
+            return False
+        if names := different(configs.load(path / "config.yaml"), self.settings()):
+            raise ConfigError(
+                f"{str(path)!r} holds a run with other settings than these; give another folder with --out, "
+                f"or the settings that it was made with (different: {', '.join(names)})"
+            )
+        return True
 
     @property
     def finished(self) -> bool:
@@ -104,15 +122,26 @@ class Case:
         return (self.home / "measured.json").exists()
 
 
+def different(one: Config, other: Config) -> list[str]:
+    """The sections that two configs differ in. Where the completions lie does not count, and of the folders that code
+    is imported from only the names do: a run stays readable where its folder is moved, and from another checkout.
+    """
+    names = [name for name in Config.model_fields if name not in ("cache", "python_path")]
+    apart = [name for name in names if getattr(one, name) != getattr(other, name)]
+    folders = [[Path(path).name for path in config.python_path] for config in (one, other)]
+    return apart if folders[0] == folders[1] else [*apart, "python_path"]
+
+
 def carry_out(case: Case) -> None:
-    """Run, or go on, and measure; nothing where all that is done. Raises: ConfigError; whatever ends a run."""
-    if case.finished:
+    """Run, or go on, and measure; nothing where all that is done.
+
+    Raises: errors.ConfigError, also for a folder that holds a run with other settings; whatever ends a run.
+    """
+    old = case.begun()
+    if old and case.finished:
         return
     plan, path = case.plan(), case.home / "run"
     plan.stack.check()
-    old = (path / "config.yaml").exists()
-    if old and configs.load(path / "config.yaml") != plan.config:
-        raise ConfigError(f"{str(path)!r} holds a run with other settings than these; give another folder with --out")
     done = (path / "run.json").exists() and read_json(path / "run.json").get("status") == "finished"
     if not done:
         asyncio.run(_run(plan, path, not old))
@@ -261,8 +290,11 @@ class Run:
 
 
 def read(case: Case) -> Run | None:
-    """What is there of a case; None until it is finished."""
-    if not case.finished:
+    """What is there of a case; None until it is finished.
+
+    Raises: errors.ConfigError for a folder that holds a run with other settings; errors.RunDamaged.
+    """
+    if not case.begun() or not case.finished:
         return None
     found, story = read_json(case.home / "measured.json"), Story.of(case.home / "run")
     tested: Mapping[str, Mapping[str, float]] = found["tested"]

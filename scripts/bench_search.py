@@ -13,7 +13,9 @@ tests what is recommended afterwards, outside the budget. Runs are folders under
 interrupted ones go on. Intervals of test quality are over seeds and examples, both resampled. The incumbent is the
 configuration with the best mean on train less one deviation, as an onlooker believes who sees all trials, the same for
 every strategy; at the end it is the recommended one. The gap is the quality reported (on validation, without the luck
-of the choice) less that on test.
+of the choice) less that on test; `gap_points` of the line of JSON is the mean over tasks of the absolute value of each
+task's mean gap over seeds. A folder that holds a run with other settings is never used. The exit status is 0 where no
+run failed.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import bench_landscape
 import landscape
@@ -37,6 +40,7 @@ from evocluster import config as configs
 from evocluster.errors import ConfigError, EvoclusterError
 from evocluster.search.objectives import Objective
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 LANDSCAPES = ROOT / "tests" / "landscape"
@@ -50,20 +54,22 @@ LEGEND = """
 Numbers: true quality of the incumbent after so many calls, of what is recommended at the end (mean, median). regret:
 what the best of the grid has more. gap: reported (on validation) less test, in points. saved: of everybody on
 everything; below 0 where known configurations were asked again. volume: hypervolume of the front, as a share of the
-whole grid's. tried: configurations. Differences: in points after the same calls, with 95 % intervals over seeds."""
+whole grid's. tried: configurations. Differences: in points after the same calls, with 95 % intervals over seeds.
+gap_points, with --json: the mean over tasks of the absolute value of evolve's mean gap over seeds."""
 NEAR = 0.9
 """The share of the best quality found that counts as there."""
+Made = tuple[dict[str, object] | None, list[str]]
+"""The watched line, None after a recording; and what failed, a text a run."""
 
 
 def cases(given: argparse.Namespace) -> list[Case]:
-    """Every run asked for, in order: all tasks and strategies of a seed before the next seed. Raises: ConfigError."""
+    """Every run asked for, in order: all tasks and strategies of a seed before the next seed."""
     made = []
     for seed in range(1, given.seeds + 1):
         for task in given.tasks.split(","):
             sets = (*data_of(given.data, task), *laid_over(given))
             for strategy in given.strategies.split(","):
                 budgets = [given.calls, *([LONG] if given.long and strategy in LONGER else [])]
-                known(strategy, STRATEGIES)
                 config = CONFIGS / "real" / f"{task}.yaml"
                 made += [Case(given.out, config, task, strategy, seed, calls, sets) for calls in budgets]
     return made
@@ -79,18 +85,45 @@ def data_of(folder: Path, task: str) -> list[str]:
     return [f"task.data.{split}={(folder / task / split).absolute()}.jsonl" for split in landscape.SPLITS]
 
 
-def known(name: str, allowed: Mapping[str, object]) -> str:
-    """The name. Raises: ConfigError when it is none of these."""
-    if name not in allowed:
-        raise ConfigError(f"--strategies: got {name!r}; allowed: {', '.join(allowed)}; separate several by commas")
-    return name
+def known(option: str, value: object, right: bool, allowed: str) -> None:
+    """Refuse a wrong value of an option; `allowed` says what is right, and the fix. Raises: ConfigError."""
+    if not right:
+        raise ConfigError(f"{option}: got {value!r}; allowed: {allowed}")
+
+
+def checked(given: argparse.Namespace) -> None:
+    """Look at what is given before anything is run. Raises: ConfigError for the first that cannot be meant."""
+    for option, names, allowed in (("--tasks", given.tasks, TASKS), ("--strategies", given.strategies, STRATEGIES)):
+        for name in names.split(","):
+            known(option, name, name in allowed, f"{', '.join(allowed)}; separate several by commas")
+    for option, count in (("--seeds", given.seeds), ("--calls", given.calls)):
+        known(option, count, count >= 1, "1 or more; leave it out for the usual number")
+    if given.landscape or given.short:
+        right = any(name in bench_landscape.SELECTIONS for name in given.strategies.split(","))
+        some = f"at least one of {', '.join(bench_landscape.SELECTIONS)}; a landscape has no model for others to ask"
+        known("--strategies", given.strategies, right, some)
+    elif given.record or not given.collect:
+        home = f"a folder with one a task in it, such as {TASKS[0]}/train.jsonl; give the one that holds the data sets"
+        known("--data", str(given.data), given.data.is_dir(), home)
+
+
+def picked(todo: Sequence[Case], only: Sequence[str]) -> list[Case]:
+    """The cases to be run. Raises: ConfigError for a text of `--only` that picks none of them."""
+    parts = [dict.fromkeys(str(getattr(case, part)) for case in todo) for part in ("task", "strategy", "seed")]
+    there = "; ".join(", ".join(part) for part in parts)
+    for text in only:
+        right = any(wanted(case, [text]) for case in todo)
+        known("--only", text, right, f"TASK:STRATEGY:SEED of {there}; leave a part empty for all of them")
+    return [case for case in todo if wanted(case, only)]
 
 
 def wanted(case: Case, only: Sequence[str]) -> bool:
     """Whether a case is among those picked: TASK:STRATEGY:SEED, parts may be empty or missing."""
     own = (case.task, case.strategy, str(case.seed))
+    asked = [text.split(":") for text in only]
     return not only or any(
-        all(not part or part == mine for part, mine in zip(text.split(":"), own, strict=False)) for text in only
+        len(parts) <= len(own) and all(not part or part == mine for part, mine in zip(parts, own, strict=False))
+        for parts in asked
     )
 
 
@@ -186,22 +219,34 @@ def summed(runs: Sequence[Run], todo: Sequence[Case], calls: int) -> dict[str, o
 
 
 def carried_through(todo: Sequence[Case]) -> list[str]:
-    """Carry out what is not finished; what failed, and why. One that fails does not stop the others."""
-    failed = []
-    for case in todo:
+    """Carry out what is not finished; what failed, and why."""
+
+    def announced(case: Case) -> None:
         if not case.finished:
             print(f"{case.name} ...", flush=True)
+        carry_out(case)
+
+    return each(announced, todo)[1]
+
+
+def each(do: Callable[[Case], T], todo: Sequence[Case]) -> tuple[list[T], list[str]]:
+    """What comes of the cases; and what failed, and why. One that fails does not stop the others."""
+    made, failed = [], []
+    for case in todo:
         try:
-            carry_out(case)
+            made.append(do(case))
         except EvoclusterError as error:
             failed.append(f"failed: {case.name}: {error}")
-    return failed
+    return made, failed
 
 
-def real(given: argparse.Namespace, todo: Sequence[Case]) -> dict[str, object]:
-    """Carry out what is missing, then tables and picture of what is there."""
-    failed = [] if given.collect else carried_through([case for case in todo if wanted(case, given.only)])
-    runs = [run for case in todo if (run := read(case)) is not None]
+def real(given: argparse.Namespace, todo: Sequence[Case]) -> Made:
+    """Carry out what is missing, then tables and picture of what is there. Raises: ConfigError."""
+    some = picked(todo, given.only)
+    failed = [] if given.collect else carried_through(some)
+    there, unread = each(read, todo)
+    failed = list(dict.fromkeys([*failed, *unread]))
+    runs = [run for run in there if run is not None]
     found = by(runs, given.calls)
     for task, row in found.items():
         one = next(case for case in todo if case.task == task)
@@ -215,12 +260,12 @@ def real(given: argparse.Namespace, todo: Sequence[Case]) -> dict[str, object]:
         path = given.out / "curves.svg"
         path.write_text(picture(panels, "LLM calls", "test quality of the incumbent"))
         print(f"curves: {path}")
-    return summed(runs, todo, given.calls)
+    return summed(runs, todo, given.calls), failed
 
 
 def recorded(given: argparse.Namespace, seeds: int) -> dict[str, object]:
     """The comparison on landscapes, with the settings of the real tasks."""
-    asked = [known(name, STRATEGIES) for name in given.strategies.split(",")]
+    asked = given.strategies.split(",")
     names = [name for name in asked if name in bench_landscape.SELECTIONS]
     found = {}
     for task in given.tasks.split(","):
@@ -238,7 +283,7 @@ def recorded(given: argparse.Namespace, seeds: int) -> dict[str, object]:
     return bench_landscape.figures(found)
 
 
-def short(given: argparse.Namespace) -> dict[str, object]:
+def short(given: argparse.Namespace) -> Made:
     """Everything once, small: runs with the scripted model, and the landscapes."""
     sets = ("task.data.limit=24", "models.fake.latency_s=0", "space.cot=false", "search={population: 4, block: 8}")
     with tempfile.TemporaryDirectory(prefix="evocluster-bench-") as folder:
@@ -290,24 +335,28 @@ def main(texts: Sequence[str] | None = None) -> None:
     """What the arguments ask for."""
     given = arguments().parse_args(texts)
     try:
-        found = carried_out(given)
+        found, failed = carried_out(given)
     except EvoclusterError as error:
         sys.exit(f"bench_search: {error}")
     if given.json and found is not None:
         print(json.dumps(found))
+    if failed:
+        sys.exit(f"bench_search: runs failed: {len(failed)}, as said above; mend that and start again, others are kept")
 
 
-def carried_out(given: argparse.Namespace) -> dict[str, object] | None:
-    """The watched line; None after a recording."""
-    given.calls = given.calls or (1000 if given.landscape or given.short else CALLS)
+def carried_out(given: argparse.Namespace) -> Made:
+    """What is asked for. Raises: errors.EvoclusterError."""
+    usual = 1000 if given.landscape or given.short else CALLS
+    given.calls = usual if given.calls is None else given.calls
+    given.seeds = (50 if given.landscape else 3) if given.seeds is None else given.seeds
+    checked(given)
     if given.record:
         record(given)
-        return None
+        return None, []
     if given.short:
         return short(given)
     if given.landscape:
-        return recorded(given, given.seeds or 50)
-    given.seeds = given.seeds or 3
+        return recorded(given, given.seeds), []
     return real(given, cases(given))
 
 

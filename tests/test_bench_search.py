@@ -6,7 +6,9 @@ import asyncio
 import json
 import math
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 from xml.etree import ElementTree
 
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from small import write_config
 
 from evocluster import build
+from evocluster.config import load
 from evocluster.engine.engine import carry
 from evocluster.engine.runner import LocalRunner
 from evocluster.errors import ConfigError
@@ -173,11 +176,19 @@ def test_the_watched_line_is_of_whole_results_only() -> None:
     full = bench_search.summed([*runs, late, run("evolve", 1, 0.9, calls=2000)], todo, 600)
     assert full["test"] == {"trec": {"evolve": 0.6, "generational": 0.5}}
     assert full["calls_ratio_to_generational"] == 0.5
+    below = run("evolve", 2, 0.6, reported=0.4)
+    assert bench_search.summed([runs[0], below], todo, 600)["gap_points"] == 5.0, "10 and -20 points: 5 below"
     nothing = bench_search.summed([], todo, 600)
     assert nothing == {
         "test": {"trec": {"evolve": None, "generational": None}},
         **dict.fromkeys(("calls_ratio_to_generational", "gap_points", "evaluations_saved")),
     }
+
+
+def test_gaps_of_tasks_do_not_cancel_out() -> None:
+    assert figures.figures({}, [], [8.3, -1.9, -5.9], [])["gap_points"] == 5.3667
+    assert figures.figures({}, [], [8.3, None], [])["gap_points"] is None
+    assert figures.figures({}, [], [], [])["gap_points"] is None
 
 
 def test_the_table_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +214,10 @@ def test_what_had_more_calls_is_compared_with_what_had_as_many(capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("only", "picked"),
-    [([], 4), (["trec:evolve:1"], 1), (["trec:evolve"], 2), (["::2"], 2), (["snips7"], 0), (["::1", "trec::2"], 4)],
+    [
+        *(([], 4), (["trec:evolve:1"], 1), (["trec:evolve"], 2), (["::2"], 2), (["snips7"], 0)),
+        *((["::1", "trec::2"], 4), (["trec:evolve:1:600"], 0)),
+    ],
 )
 def test_runs_are_picked_by_parts(only: list[str], picked: int) -> None:
     assert sum(bench_search.wanted(case, only) for case in cases("evolve", "steady")) == picked
@@ -218,9 +232,52 @@ def test_long_runs_are_more_of_a_few_strategies() -> None:
     assert len({case.home for case in made}) == len(made)
 
 
-def test_a_strategy_there_is_none_of_is_named() -> None:
-    with pytest.raises(SystemExit, match="got 'evolv'; allowed: random, generational"):
-        bench_search.main(["--strategies", "evolv", "--collect"])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("--collect --strategies evolv", "--strategies: got 'evolv'; allowed: random, generational"),
+        (
+            "--landscape --strategies refine",
+            "--strategies: got 'refine'; allowed: at least one of random, generational",
+        ),
+        ("--landscape --strategies refine,hybrid", "--strategies: got 'refine,hybrid'; allowed: at least one of"),
+        ("--landscape --tasks snipz7", "--tasks: got 'snipz7'; allowed: snips7, trec, sst2; separate several"),
+        ("--collect --tasks trec,snipz7", "--tasks: got 'snipz7'; allowed: snips7, trec, sst2; separate several"),
+        ("--landscape --calls -5", "--calls: got -5; allowed: 1 or more; leave it out for the usual"),
+        ("--landscape --calls 0", "--calls: got 0; allowed: 1 or more"),
+        ("--collect --calls 0", "--calls: got 0; allowed: 1 or more"),
+        ("--landscape --seeds 0", "--seeds: got 0; allowed: 1 or more"),
+        ("--collect --seeds 0", "--seeds: got 0; allowed: 1 or more"),
+        ("--collect --seeds -1", "--seeds: got -1; allowed: 1 or more; leave it out for the usual"),
+        (
+            "--collect --only snips7:evolve:9",
+            "--only: got 'snips7:evolve:9'; allowed: TASK:STRATEGY:SEED of snips7, trec",
+        ),
+        (
+            "--collect --only trec --only trec:evolv:1",
+            "--only: got 'trec:evolv:1'; allowed: TASK:STRATEGY:SEED of snips7",
+        ),
+        (
+            "--collect --only trec:evolve:1:600",
+            "--only: got 'trec:evolve:1:600'; allowed: .*; 1, 2, 3; leave a part empty",
+        ),
+        (
+            "--data /nonexistent",
+            "--data: got '/nonexistent'; allowed: a folder with one a task in it, .*; give the one",
+        ),
+        ("--record trec --data /nonexistent", "--data: got '/nonexistent'; allowed: a folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_named_with_what_can(asked: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"^bench_search: {said}"):
+        bench_search.main([*asked.split(), "--out", str(tmp_path)])
+
+
+def test_a_task_that_is_not_recorded_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_search.main(["--landscape", "--tasks", "sst2", "--json"])
+    said = capsys.readouterr().out.splitlines()
+    assert "sst2: not recorded" in said
+    assert json.loads(said[-1])["gap_points"] is None
 
 
 def test_the_picture_has_a_line_for_every_strategy_with_points() -> None:
@@ -323,14 +380,53 @@ def test_an_interrupted_run_goes_on_to_the_same_end(finished: Case, tmp_path: Pa
     assert found == same
 
 
-def test_a_folder_of_other_settings_is_refused(finished: Case) -> None:
-    other = case(finished.config.parent, sets=("space.cot=false", "search.block=3"))
-    (other.home / "measured.json").rename(other.home / "kept.json")
-    try:
-        with pytest.raises(ConfigError, match="other settings than these; give another folder with --out"):
-            bench_runs.carry_out(other)
-    finally:
-        (other.home / "kept.json").rename(other.home / "measured.json")
+OTHER = "holds a run with other settings than these; give another folder with --out, .*different: search"
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_folder_of_other_settings_is_refused(finished: Case, tmp_path: Path, measured: bool) -> None:
+    other = elsewhere(finished, tmp_path, sets=("space.cot=false", "search.block=3"))
+    if not measured:
+        (other.home / "measured.json").unlink()
+    before = stamps(tmp_path)
+    for use in (bench_runs.carry_out, bench_runs.read):
+        with pytest.raises(ConfigError, match=OTHER):
+            use(other)
+    assert stamps(tmp_path) == before
+
+
+def elsewhere(one: Case, folder: Path, **changes: Any) -> Case:
+    """A copy of the case's folder in another, as a case with these changes."""
+    copytree(one.out, folder / "moved")
+    return replace(one, out=folder / "moved", **changes)
+
+
+def test_a_run_of_the_same_settings_is_read_wherever_its_folder_is(finished: Case, tmp_path: Path) -> None:
+    same = elsewhere(finished, tmp_path, sets=("space.cot=false", "search.alpha=0.2", "search.lookahead=null"))
+    assert bench_runs.read(same) == bench_runs.read(finished), "defaults that are written out change nothing"
+
+
+def test_settings_are_compared_by_what_they_decide(tmp_path: Path) -> None:
+    data = [f"task.data.{split}={tmp_path / split}.jsonl" for split in ("train", "validation", "test")]
+    one, other = (load(write_config(tmp_path / checkout / "real"), data) for checkout in ("one", "other"))
+    assert one != other
+    assert bench_runs.different(one, other) == [], "in two checkouts"
+    laid = {
+        "search.block=3": "search",
+        "task.data.limit=8": "task",
+        "seed=6": "seed",
+        "python_path=[code]": "python_path",
+    }
+    for text, section in laid.items():
+        assert bench_runs.different(one, load(tmp_path / "one" / "real" / "small.yaml", [*data, text])) == [section]
+
+
+def test_a_measurement_without_its_run_is_none(finished: Case, tmp_path: Path) -> None:
+    torn = elsewhere(finished, tmp_path)
+    rmtree(torn.home / "run")
+    assert bench_runs.read(torn) is None
+    bench_runs.carry_out(torn)
+    assert bench_runs.read(torn) == bench_runs.read(finished)
 
 
 @pytest.mark.parametrize("strategy", bench_runs.STRATEGIES)
@@ -360,6 +456,25 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytes
     (failed,) = bench_search.carried_through([poor, rich])
     assert failed.startswith("failed: small:evolve:1 (20 calls): budget.calls=20 is too small")
     assert (poor.finished, rich.finished) == (False, True)
+
+
+@pytest.mark.parametrize("collect", [True, False])
+def test_a_failed_run_is_named_after_the_table_and_in_the_status(
+    collect: bool, finished: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = elsewhere(finished, tmp_path)
+    copytree(same.home, replace(same, seed=2).home)
+    monkeypatch.setattr(bench_search, "cases", lambda given: [same, replace(same, seed=2)])
+    asked = ["--out", str(same.out), "--calls", "150", "--data", str(tmp_path), "--json"]
+    with pytest.raises(SystemExit, match=r"^bench_search: runs failed: 1, as said above") as end:
+        bench_search.main([*asked, *(["--collect"] if collect else [])])
+    assert end.value.code not in (0, None)
+    said = capsys.readouterr().out.splitlines()
+    (table,) = [n for n, line in enumerate(said) if line.startswith("  evolve                1  ")]
+    (named,) = [n for n, line in enumerate(said) if line.startswith("failed: small:evolve:2 (150 calls): ")]
+    assert said[named].endswith("(different: seed)")
+    assert table < named
+    assert json.loads(said[-1])["test"] == {"small": {"evolve": None}}, "one of two seeds"
 
 
 def test_nothing_there_is_said_as_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,6 +159,15 @@ def test_the_gap_is_what_validation_promised_and_test_did_not_keep(whole: Landsc
     assert found.gap == pytest.approx(100 * (np.mean(right) - whole.test[found.chosen]))
 
 
+def test_the_gap_of_the_line_is_of_each_task_whatever_its_sign(whole: Landscape) -> None:
+    def ones(*gaps: float | None) -> bench_landscape.Found:
+        return {"evolve": [bench_landscape.Outcome(((1, 0.5),), 0, gap, 0.5, (0,), 1) for gap in gaps]}
+
+    found = bench_landscape.figures({"up": (whole, ones(8.0, -2.0)), "down": (whole, ones(-6.0, -4.0))})
+    assert found["gap_points"] == 4.0
+    assert bench_landscape.figures({"up": (whole, ones(8.0)), "none": (whole, ones(1.0, None))})["gap_points"] is None
+
+
 def test_the_whole_grid_has_all_the_volume(whole: Landscape) -> None:
     some = bench_landscape.search(whole, SETTINGS, FOUR, 1, 260)
     everything = bench_landscape.Outcome(((1, 1.0),), 0, None, None, tuple(range(12)), 12)
