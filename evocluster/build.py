@@ -268,9 +268,11 @@ def _change(path: Path, config: Config) -> None:
         return
     folder = Folder.open(path)
     try:
-        if folder.checked or ((path / "run.json").exists() and folder.read("run.json").get("stops")):
+        run = folder.read("run.json") if (path / "run.json").exists() else {}
+        over = "its search is over" if folder.checked or run.get("stops") else ""
+        if over or run.get("exploring") is False:
             raise ConfigError(
-                f"{str(path)!r}: its search is over, so {budget[0]!r} can no longer be "
+                f"{str(path)!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer be "
                 "raised; resume without it, or start a new run with `warm_start:`"
             )
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))

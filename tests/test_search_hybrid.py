@@ -112,6 +112,17 @@ def test_a_run_that_switched_by_the_clock_is_resumed(tmp_path: Path, monkeypatch
     assert resumed.front == done.front
 
 
+def test_a_budget_by_which_it_has_switched_is_not_raised(tmp_path: Path) -> None:
+    config = write(tmp_path, {"strategy": "hybrid", "selection": "steady"}, {"calls": 500})
+    done = build.run(build.plan(load(config)), tmp_path / "run")
+    assert not done.run["exploring"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**done.run, "status": "interrupted"}))
+    for part in (tmp_path / "run" / "trials").iterdir():
+        part.rename(tmp_path / part.name)
+    with pytest.raises(ConfigError, match=r"half of its budget ended exploring, so 'budget.calls' can no longer"):
+        build.resume(tmp_path / "run", sets=["budget.calls=900"])
+
+
 def test_a_stalled_front_switches_earlier_and_does_not_end_the_search() -> None:
     optimizer, world = search(Search(**STEADY), Budget(calls=6000, stall=2))
     drive(optimizer, world.run)
