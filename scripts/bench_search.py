@@ -183,7 +183,7 @@ def differences(row: Mapping[str, Sequence[Run]]) -> None:
             value, low, high = crossed(100 * apart, np.random.default_rng(1))
             print(f"  {ours[0][0]} - {name}: {value:+.1f} points [{low:+.1f} {high:+.1f}], {len(shared)} seeds")
             if shared[0].strategy == "generational":
-                print(f"  calls to the end of {name}, {ours[0][0]}: {said(ratio([run for _, run in ours], shared))}")
+                print(f"  calls to the end of {name}, {ours[0][0]}: {reached([run for _, run in ours], shared)}")
 
 
 def ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
@@ -191,9 +191,13 @@ def ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
     return calls_ratio([run.curve for run in ours], [run.curve for run in theirs], 0.0, np.random.default_rng(1), 1)[0]
 
 
-def said(value: float | None) -> str:
-    """A ratio for people."""
-    return "never" if value is None else f"{value:.2f}x"
+def reached(ours: Sequence[Run], theirs: Sequence[Run]) -> str:
+    """For people: our calls to where theirs end, of all that theirs had, and over what theirs took to it."""
+    curves = [mean_curve([run.curve for run in runs], 0.0) for runs in (ours, theirs)]
+    calls, value = calls_to_reach(curves[0], curves[1][-1][1]), ratio(ours, theirs)
+    if calls is None or value is None:
+        return "never"
+    return f"{calls} of {theirs[0].calls}, {value:.2f}x what it took"
 
 
 def outcomes(runs: Sequence[Run]) -> Floats:

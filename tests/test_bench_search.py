@@ -209,7 +209,7 @@ def test_what_had_more_calls_is_compared_with_what_had_as_many(capsys: pytest.Ca
     bench_search.differences(row)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("  evolve 2000 - generational 2000: +30.0 points")
-    assert said[1:] == ["  calls to the end of generational 2000, evolve 2000: 0.50x"]
+    assert said[1:] == ["  calls to the end of generational 2000, evolve 2000: 300 of 2000, 0.50x what it took"]
 
 
 @pytest.mark.parametrize(
