@@ -165,12 +165,6 @@ def test_random_search_draws_from_the_whole_space() -> None:
     assert len({t.genome for t in trials if t.genome}) > 10
 
 
-def test_a_known_genome_proposed_again_learns_more_and_is_no_new_race() -> None:
-    optimizer, _ = ran(2500)
-    ids = [one.genome.id for one in optimizer._population.members]
-    assert len(ids) == len(set(ids))
-
-
 def test_the_genome_of_a_screened_child_stands_in_its_proposal() -> None:
     _, trials = ran(1500, RACE.model_copy(update={"screen": 8}))
     screened = [t for t in trials if t.proposal.purpose == "search" and "genome" in t.proposal.hints]

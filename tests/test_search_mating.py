@@ -37,7 +37,7 @@ def ground(answers: Mapping[str, Sequence[float]], where: Space | None = None, *
     for at, (rubric, qualities) in enumerate(answers.items()):
         one = found.make(where.sample(rng(at)).replace(rubric=rubric.rstrip("'")), "seed", 0, ())
         done = [answered(one.genome, item, value) for item, value in zip(items, qualities, strict=False)]
-        one.learn(done, found.objectives, found.examples)
+        one.learn(done, found.objectives, len(found.index))
         found.population.insert(one)
     return found
 

@@ -31,6 +31,8 @@ NOISE = 0.2
 """Variance of one example's outcome given the genome, before there are data: that of a coin of 0.28 or 0.72."""
 LEAST, MOST = 0.0025, 0.08
 """Bounds of the variance between genomes: deviations of 0.05 and 0.28."""
+DIGITS = 8
+"""Decimals of a belief."""
 ROUNDS = 3
 """Of the two-way fit."""
 
@@ -150,7 +152,8 @@ class _Fit:
         cross = self._scale * cross
         means = self._centre + cross @ self._weights
         left = max(self._scale - float(cross @ self._inverse @ cross), 1e-6)
-        return tuple(Belief(float(mean), float(np.sqrt(left))) for mean in means)
+        # Rounded: the last bits differ between kinds of CPU, and a run may be resumed on another one.
+        return tuple(Belief(round(float(mean), DIGITS), round(float(np.sqrt(left)), DIGITS)) for mean in means)
 
 
 def adjusted(table: Floats) -> tuple[Floats, float]:

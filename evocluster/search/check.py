@@ -19,7 +19,7 @@ from evocluster.records import Genome, Item, Split, Trial
 from evocluster.search import nsga2
 from evocluster.search.members import Choice, Honest, enough, intervals
 from evocluster.search.objectives import Objective, Tally
-from evocluster.search.population import Individual, Population
+from evocluster.search.population import NOWHERE, Individual, Population
 from evocluster.search.race import behind, spent
 from evocluster.search.recommend import Rule, choose
 from evocluster.search.settings import Search
@@ -211,7 +211,7 @@ def _seen(one: Individual) -> Tally | None:
 
 def finalists(population: Population, count: int, enough: int, by: str = "") -> list[Individual]:
     """At most `count` members to check: by turns the surest composite, the surest quality, and the least
-    crowded. Where the rule asks for the best quality or the best composite (`by`), that goes first, and twice as often.
+    crowded. What the rule asks for (`by`: the name of what it wants best) goes first, and twice as often.
 
     The non-dominated come first, and among them those with `enough` train items: means of one block lie. Who breaks
     constraints by more comes later.
@@ -230,6 +230,8 @@ def finalists(population: Population, count: int, enough: int, by: str = "") -> 
             quality = {"quality": turn % 3 != 1, "composite": turn % 3 == 1}.get(by, turn % 2 == 1)
             if turn % 5 == 4:
                 best = max(left, key=lambda one: (-one.violation, crowding[one.genome.id], *one.careful))
+            elif turn % 3 != 1 and left[0].aim is not None:
+                best = max(left, key=lambda one: (-one.violation, one.aim or NOWHERE))
             else:
                 best = max(left, key=lambda one: (-one.violation, *(one.careful if quality else one.careful[::-1])))
             chosen[best.genome.id] = best

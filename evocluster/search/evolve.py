@@ -20,23 +20,25 @@ import numpy as np
 
 from evocluster.errors import OperatorFailed
 from evocluster.records import Genome, Json, Proposal, Trial
-from evocluster.search.beliefs import Beliefs
+from evocluster.search.believed import Believed
 from evocluster.search.ground import Ground
 from evocluster.search.hints import collect
 from evocluster.search.mating import pick_operator
-from evocluster.search.objectives import built_in
 from evocluster.search.operators import EVALUATE, Operator, nobody, now
-from evocluster.search.population import Individual
+from evocluster.search.population import Floats, Individual
 from evocluster.search.race import behind, spent
 from evocluster.search.restart import Restart
 
-COMPOSITE, ROBUSTNESS = built_in("composite"), built_in("robustness")
 QUALITY = 0.7
-"""How often children are screened by quality; else by the composite."""
+"""How often children are screened by quality, or by the outcome that the rule wants best; else by the composite."""
 SCREENED = 0.5
 """Share of children that are screened, of those that cost no call; the others find what only genes together bring."""
 HOPE = 0.5
 """Deviations, on average a little less, by which a screened child counts for more than is believed of it."""
+REDRAWS = 3
+"""How often another operator is drawn where one made nothing new."""
+RIVALS = 3
+"""Incumbents that a child is held against."""
 SHARE = 1.0
 """Items given to incumbents for each given to children."""
 
@@ -70,7 +72,9 @@ class Evolve:
         self._incumbents_items = 0
         self._tried = self._saved = 0
         self._sizes = [len(block) for block in ground.blocks]
-        self._beliefs = Beliefs(ground.space.free, outcomes=2)
+        self._believed = Believed(ground.space.free, ground.objectives, ground.tasks, ground.aim)
+        self._believed.racing = self._racing
+        ground.believed = self._believed
         self._restart = Restart(ground.settings.restart_after if ground.space.free else None)
         self._fresh: deque[Genome] = deque()
 
@@ -115,23 +119,39 @@ class Evolve:
         return min(partly, key=lambda one: (len(one.blocks), -one.careful[0], -one.careful[1]), default=None)
 
     def _contenders(self) -> list[Individual]:
-        """The non-dominated that may still turn out to be the best by quality or by the composite.
+        """The non-dominated that may still turn out to be the best by quality, by the composite, or by the rule.
 
         That is, whose optimistic value reaches the best careful one (as in Hoeffding races, Maron and Moore 1994).
         """
-        population = self._ground.population
-        best = np.max([one.careful for one in population.contenders()], axis=0)
-        return [one for one in population.front() if np.any(np.array(one.hopeful) >= best)]
+        bars = self._bars()
+        return [one for one in self._ground.population.front() if _reaches(one, *bars)]
+
+    def _bars(self) -> tuple[Floats, tuple[float, float] | None]:
+        """The best careful quality and composite there are, and the best careful aim."""
+        rivals = self._ground.population.contenders()
+        aims = [one.aim for one in rivals if one.aim is not None]
+        return np.max([one.careful for one in rivals], axis=0), max(aims, default=None)
 
     def _child(self, number: int, rng: np.random.Generator) -> Proposal:
         ground = self._ground
-        name, parents = pick_operator(ground, rng)
-        operator = ground.operators[name]
-        hints = collect(ground, operator, parents, rng)
-        if not operator.calls and ground.settings.screen > 1 and rng.random() < SCREENED:
+        for _ in range(1 + REDRAWS):
+            name, parents = pick_operator(ground, rng)
+            operator = ground.operators[name]
+            hints = self._hints(operator, parents, rng)
+            if operator.calls or ground.settings.screen <= 1 or rng.random() >= SCREENED:
+                break
             screened = self._screened(operator, parents, hints, rng)
-            hints = hints if screened is None else {"genome": screened.genes}
+            if screened is not None:
+                hints = {"genome": screened.genes}
+                break
+            # It makes nothing new of these parents: another draw.
         return self._begun(name, number, parents, hints, rng)
+
+    def _hints(self, operator: Operator, parents: list[Individual], rng: np.random.Generator) -> dict[str, Json]:
+        """Members and those in the race are to be avoided, too."""
+        hints = collect(self._ground, operator, parents, rng)
+        known = [*hints["avoid"], *(one.genome.id for one in self._ground.population.members), *self._racing]
+        return {**hints, "avoid": tuple(dict.fromkeys(known))}
 
     def _begun(
         self, name: str, number: int, parents: list[Individual], hints: Mapping[str, Json], rng: np.random.Generator
@@ -144,7 +164,7 @@ class Evolve:
         self, operator: Operator, parents: list[Individual], hints: Mapping[str, Json], rng: np.random.Generator
     ) -> Genome | None:
         """Of several children the one that is believed best, by quality or by the composite, and by how much is
-        hoped for.
+        hoped for; None where none of them is new.
         """
         ground = self._ground
         genomes = [one.genome for one in parents]
@@ -157,11 +177,11 @@ class Evolve:
                 continue
             made.setdefault(child.id, child)
         known = [id for id in made if id in ground.recent or id in self._racing or ground.known(id) is not None]
-        left = [child for id, child in made.items() if id not in known] or list(made.values())
-        by, hope = (0 if rng.random() < QUALITY else 1), HOPE * abs(float(rng.normal()))
+        left = [child for id, child in made.items() if id not in known]
+        by, hope = (self._believed.wanted if rng.random() < QUALITY else 1), HOPE * abs(float(rng.normal()))
         if not left:
             return None
-        worth = [(belief.mean + hope * belief.deviation) for belief in (self._beliefs.of(one)[by] for one in left)]
+        worth = [(belief.mean + hope * belief.deviation) for belief in (self._believed.of(one)[by] for one in left)]
         return left[int(np.argmax(worth))]
 
     def _common(self) -> list[int]:
@@ -236,14 +256,16 @@ class Evolve:
             self._look(runner, trial, block)
         elif known is not None:
             known.blocks.add(block)
-            self._learn(known, trial)
+            ground.learn(known, trial)
             if ground.population.get(genome.id) is None:
                 ground.population.insert(known)
             ground.population.changed()
+            if proposal.purpose == "search":
+                ground.credit.pay(proposal.operator, 0.0, trial.total.calls)
         elif proposal.purpose == "seed":
             one = ground.born(proposal, trial, genome)
             one.blocks.add(block)
-            self._learn(one, trial)
+            ground.learn(one, trial)
             ground.population.insert(one)
         elif proposal.purpose == "search":
             one = ground.born(proposal, trial, genome)
@@ -261,35 +283,14 @@ class Evolve:
         """After a block: sent away, in the population, or on to the next block."""
         one = runner.one
         one.blocks.add(block)
-        self._learn(one, trial)
+        self._ground.learn(one, trial)
         runner.calls += trial.total.calls
         runner.out = False
         runner.looks += 1
         if self._beaten(one):
             self._leave(runner, False)
-        elif not self._open(one) or all(block in one.blocks for block in runner.order):
+        elif not _reaches(one, *self._bars()) or all(block in one.blocks for block in runner.order):
             self._leave(runner, True)
-
-    def _learn(self, one: Individual, trial: Trial) -> None:
-        """Count a trial's evaluations; everybody is worth what is believed since."""
-        ground = self._ground
-        ground.learn(one, trial)
-        tally = one.tally("train")
-        self._beliefs.learn(one.genome, one.by_example, [tally.value(COMPOSITE), tally.value(ROBUSTNESS)])
-        for member in {id(one): one for one in (*ground.population.members, one)}.values():
-            self._believe(member)
-        self._beliefs.keep([*(member.genome.id for member in ground.population.members), *self._racing])
-        ground.population.changed()
-
-    def _believe(self, one: Individual) -> None:
-        """Its outcomes are what is believed of it, as shrunken means; what it takes is as measured."""
-        quality, composite, robustness = self._beliefs.of(one.genome)
-        believed = {"quality": quality, "composite": composite, "robustness": robustness}
-        for at, objective in enumerate(self._ground.objectives):
-            if objective.source in believed and objective.aggregate == "mean":
-                one.values[at] = objective.sign * believed[objective.source].mean
-        one.careful = (quality.mean - quality.deviation, composite.mean - composite.deviation)
-        one.hopeful = (quality.mean + quality.deviation, composite.mean + composite.deviation)
 
     def _beaten(self, child: Individual) -> bool:
         """One of the ablest rivals that have examples in common with it is surely ahead.
@@ -307,11 +308,6 @@ class Evolve:
         ablest = sorted(rivals, key=lambda one: one.careful, reverse=True)[:RIVALS]
         tally = child.tally("train")
         return any(behind(tally, one.tally("train"), ground.objectives, alpha / len(ablest)) for one in ablest)
-
-    def _open(self, child: Individual) -> bool:
-        """It may still turn out to be the best by quality or by the composite."""
-        best = np.max([one.careful for one in self._ground.population.contenders()], axis=0)
-        return bool(np.any(np.array(child.hopeful) >= best))
 
     def _leave(self, runner: Runner, stays: bool) -> None:
         """The race of a child is over."""
@@ -348,5 +344,7 @@ class Evolve:
         return {"race": {"items": self._tried, "saved": self._saved, "racing": len(self._racing)}}
 
 
-RIVALS = 3
-"""Incumbents that a child is held against."""
+def _reaches(one: Individual, careful: Floats, aim: tuple[float, float] | None) -> bool:
+    """It may still turn out to be the best by quality, by the composite, or by the rule."""
+    by_rule = aim is not None and one.reach is not None and one.reach >= aim
+    return by_rule or bool(np.any(np.array(one.hopeful) >= careful))

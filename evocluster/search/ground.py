@@ -11,6 +11,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from evocluster.records import Genome, Item, Proposal, Trial
+from evocluster.search.across import Tasks
+from evocluster.search.aim import Aim
+from evocluster.search.believed import Believed
 from evocluster.search.budget import Budget
 from evocluster.search.cases import Focus
 from evocluster.search.credit import Shares
@@ -71,8 +74,8 @@ class Ground:
     seed: int
     blocks: Sequence[Block]
     """Of train."""
-    examples: int
-    """How many train has."""
+    index: Mapping[str, int]
+    """Id of a train example -> its number, which is its place in `Individual.by_example`."""
     make: Callable[[Genome, str, int, tuple[str, ...]], Individual]
     """An individual of: genome, operator, generation, ids of its parents."""
     operators: Mapping[str, Operator]
@@ -97,24 +100,24 @@ class Ground:
     """Of what was tried and what came of it, for whoever rewrites."""
     focus: Focus = field(default_factory=Focus)
     """What reflection is shown."""
+    tasks: Tasks | None = None
+    """Of the train examples, where there are several."""
+    aim: Aim | None = None
+    """What the rule asks for, where it is more than the best quality or composite."""
+    believed: Believed | None = None
+    """Set by a strategy whose members are worth what is believed of them."""
     tabu: Tabu = field(default_factory=Tabu)
     """What was rejected; `selection: steady` rejects nothing for good."""
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Ids of the train examples, in the order of `Individual.by_example`."""
-        return tuple(dict.fromkeys(item.example for block in self.blocks for item in block))
+        return tuple(self.index)
 
     @property
     def generation(self) -> int:
         """Populations' worth of children committed so far."""
         return self.children // self.settings.population
-
-    @cached_property
-    def places(self) -> Mapping[str, int]:
-        """Where each train example stands in `Individual.by_example`."""
-        examples = dict.fromkeys(item.example for block in self.blocks for item in block)
-        return {example: place for place, example in enumerate(examples)}
 
     def known(self, id: str) -> Individual | None:
         """A member or a start."""
@@ -134,8 +137,15 @@ class Ground:
         return one
 
     def learn(self, one: Individual, trial: Trial) -> None:
-        """Count a trial's evaluations for its genome."""
-        one.learn(trial.evaluations, self.objectives, self.examples)
+        """Count a trial's evaluations for its genome; where there are beliefs, everybody is worth what is believed
+        since.
+        """
+        one.learn(trial.evaluations, self.objectives, len(self.index))
+        if self.believed is not None:
+            self.believed.learn(one, self.population.members)
+            self.population.changed()
+        elif self.aim is not None:
+            self.aim.take(one, {})
         self.pedigree.seen(one, self.population.members)
 
     def propose(

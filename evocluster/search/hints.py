@@ -72,7 +72,7 @@ def _cases(ground: Ground, parents: Sequence[Individual], rng: np.random.Generat
 
 def _counts(ground: Ground, parents: Sequence[Individual], rng: np.random.Generator) -> Json:
     """How many examples are right and how many fail, of the shown part and of the held one."""
-    known = [(id, float(parents[0].by_example[at])) for id, at in ground.places.items() if len(parents[0].by_example)]
+    known = [(id, float(parents[0].by_example[at])) for id, at in ground.index.items() if len(parents[0].by_example)]
     told: dict[str, tuple[int, int]] = {}
     for part, held in (("shown", False), ("held", True)):
         values = [value for id, value in known if (id in ground.focus.held) is held and not isnan(value)]

@@ -23,6 +23,7 @@ import numpy as np
 from evocluster.errors import ConfigError
 from evocluster.records import Evaluation, Genome, Item, Json, Proposal, Split, Trial
 from evocluster.search.across import Tasks
+from evocluster.search.aim import Aim
 from evocluster.search.breed_strategy import Breed
 from evocluster.search.budget import Budget, Ledger
 from evocluster.search.check import Check, drawn
@@ -121,7 +122,9 @@ class Optimizer:
             objectives=self._objectives,
             seed=seed,
             blocks=train,
-            examples=len(self._index["train"]),
+            index=self._index["train"],
+            tasks=self._tasks["train"],
+            aim=None if earlier else Aim.of(rule, self._named),
             make=self._new,
             operators=operators,
             credit=shares(settings.selection, [name for name in operators if name != "seed"] or ["seed"]),
@@ -135,8 +138,7 @@ class Optimizer:
         )
         self._ground.recent.extend(self._starts)
         self._strategy = strategy(self._ground)
-        self._refuse_replicates_of_nothing(start)
-        self._refuse_if_too_small()
+        self._refuse_if_senseless(start)
 
         self._phase: Literal["search", "validation", "test", "done"] = "search"
         self._ending: str | None = None
@@ -372,12 +374,11 @@ class Optimizer:
         known = [*self._starts, *(one.genome.id for one in self._population.members)]
         return min(self._calls_per_item, SPARE * self._ledger.dearest_calls(known, self._calls_per_item))
 
-    def _refuse_if_too_small(self) -> None:
+    def _refuse_if_senseless(self, start: Sequence[Genome]) -> None:
+        """Too few calls, or replicates of answers that are never drawn. Raises: ConfigError."""
         final = sum(self._check.size(len(self._starts), split) for split in SPLITS[1:]) * self._calls_per_item
         first = len(self._blocks["train"][0]) * self._calls_per_item * max(1, len(self._starts))
         self._ledger.refuse_if_too_small(final + first, final, "search.replicates, " * bool(self._settings.replicates))
-
-    def _refuse_replicates_of_nothing(self, start: Sequence[Genome]) -> None:
         if self._settings.replicates and not any(
             drawn(one) for one in (*start, *self._space.spread(SPREAD, np.random.default_rng(self._seed)))
         ):

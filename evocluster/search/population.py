@@ -21,6 +21,7 @@ from evocluster.search.objectives import Objective, Tally, built_in
 
 Floats = NDArray[np.float64]
 QUALITY, COMPOSITE = built_in("quality"), built_in("composite")
+NOWHERE = (-np.inf, -np.inf)
 ENLARGED = 0.1
 """The hypervolume's reference lies this share of the seeds' width beyond the worst of them."""
 
@@ -45,6 +46,10 @@ class Individual:
     """Quality and composite less one standard error."""
     hopeful: tuple[float, float] = (0.0, 0.0)
     """Quality and composite and one standard error more."""
+    aim: tuple[float, float] | None = None
+    """How near it surely comes to what the rule asks for (see aim.py)."""
+    reach: tuple[float, float] | None = None
+    """How near it may come."""
     by_example: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     limits: Limits = NONE
     """The constraints of the run."""
@@ -194,14 +199,15 @@ class Population:
         self._ranked = (ranks[chosen], crowding[chosen])
 
     def _elites(self, members: Sequence[Individual]) -> tuple[int, ...]:
-        """The places of the pinned one, of the best careful quality and of the best careful composite, feasible ones
-        before others.
+        """The places of the pinned one, of the best careful quality, of the best careful composite and of the best aim,
+        feasible ones before others.
         """
         places = [at for at, one in enumerate(members) if not one.violation] or range(len(members))
         return (
             *(i for i in places if members[i].genome.id == self._pinned),
             max(places, key=lambda i: (*members[i].careful, -i)),
             max(places, key=lambda i: (*members[i].careful[::-1], -i)),
+            *([max(places, key=lambda i: (members[i].aim or NOWHERE, -i))] if members[0].aim is not None else []),
         )
 
     @property

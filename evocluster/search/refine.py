@@ -43,7 +43,7 @@ class Refine:
         able(ground)
         self._ground = ground
         self._parts = parts(ground.blocks)
-        self._at = [np.array([ground.places[example] for example in ids([part])]) for part in self._parts]
+        self._at = [np.array([ground.index[example] for example in ids([part])]) for part in self._parts]
         self._every, self._held = np.concatenate(self._at), np.concatenate(self._at[1::2])
         self._begins = np.cumsum([0, *(len(at) for at in self._at[:-1])])
         """Where each part begins in `_every`."""
