@@ -178,7 +178,7 @@ def _evaluator(config: Config, loaded: Mapping[str, Splits]) -> Evaluator | Suit
         return Evaluator(config.task, loaded[""], config.root, path)
     return Suite(
         {
-            name: Evaluator(task.sharing(), marked(name, loaded[name]), config.root, path)
+            name: Evaluator(task.sharing(name), marked(name, loaded[name]), config.root, path)
             for name, task in config.tasks.items()
         }
     )

@@ -146,7 +146,7 @@ def explain(error: ValidationError, data: Json, schema: Node) -> list[tuple[Keys
     """Every problem once: where in `data`, and what to say. Failed union branches at one place are joined."""
     found: dict[Keys, list[str]] = {}
     known = _Schema(schema)
-    for line in error.errors(include_url=False):
+    for line in _told(error.errors(include_url=False)):
         keys, text = _explained(line, data, known)
         if text not in found.setdefault(keys, []):
             found[keys].append(text)
@@ -220,7 +220,7 @@ def dotted(keys: Keys) -> str:
 
 def brief(value: object) -> str:
     """A value as a message shows it."""
-    text = repr(value)
+    text = repr(_thawed(value))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
@@ -257,6 +257,12 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _told(lines: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are only too short since pydantic does not count entries that are wrong themselves."""
+    wrong = {line["loc"][:end] for line in lines for end in range(len(line["loc"]))}
+    return [line for line in lines if line["type"] != "too_short" or line["loc"] not in wrong]
+
+
 def _explained(line: ErrorDetails, data: Json, schema: _Schema) -> tuple[Keys, str]:
     kind, context = line["type"], line.get("ctx", {})
     keys, given = _along(line["loc"], data), line["input"]
@@ -279,6 +285,7 @@ def _explained(line: ErrorDetails, data: Json, schema: _Schema) -> tuple[Keys, s
     if kind in ("literal_error", "enum") and values:
         return keys, unknown("unknown value", given, values)
     text = re.sub(r"^(Input|String|Tuple|List|Dictionary|Value) should", "should", line["msg"])
+    text = re.sub(r" after validation, not \d+$", "", text).replace("a valid tuple", "a list")
     quotes = "; put it in quotes" if kind == "string_type" and isinstance(given, int | float) else ""
     return keys, f"{text} (got {brief(given)}){_allowed(options)}{quotes}"
 

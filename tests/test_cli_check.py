@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from command import call
 from small import settings, write_config, write_data
@@ -39,6 +40,21 @@ def test_without_a_call(tmp_path: Path) -> None:
     assert "everything it names is there" in done.out
     assert "One example" not in done.out
     assert json.loads(call("check", tmp_path / "small.yaml", "--no-call", "--json").out)["ok"] is True
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 validation example:"), (39, "39 validation examples:"), (40, "")])
+def test_too_few_validation_examples_are_warned_of(tmp_path: Path, count: int, said: str) -> None:
+    config = write_config(tmp_path)
+    write_data(tmp_path, {"validation": count})
+    done, data = call("check", config, "--no-call"), json.loads(call("check", config, "--no-call", "--json").out)
+    run = call("run", config, "--out", tmp_path / "run", "--set", "budget.generations=1")
+    assert (done.code, run.code) == (0, 0)
+    for shown in (done.out, run.err):
+        assert shown.count("warning") == bool(said)
+        assert f"Only {said}" in shown or not said
+    assert f"warning    Only {said} below 40, intervals are wider than most differences" in done.out or not said
+    assert len(data["warnings"]) == bool(said)
+    assert all("add examples" in text and "data.validation" in text for text in data["warnings"])
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

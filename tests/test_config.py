@@ -220,8 +220,7 @@ BAD: tuple[tuple[str, str, str], ...] = (
     (
         "budget:",
         "constraints: [cost <= 1, qualty >= 0.8]\nbudget:",
-        "run.yaml:25: constraints.1: got 'qualty >= 0.8': 'qualty' is no objective; allowed: quality, cost_usd, *; "
-        "did you mean 'quality'?",
+        "run.yaml:25: constraints.1: 'qualty' is no objective; allowed: quality, cost_usd, *; did you mean 'quality'?",
     ),
     (
         "budget:",
@@ -231,7 +230,20 @@ BAD: tuple[tuple[str, str, str], ...] = (
     (
         "budget:",
         "constraints: [quality == 0.8]\nbudget:",
-        "run.yaml:25: constraints.0: got 'quality == 0.8': '==' is no comparison; allowed: >=, <=, >, <",
+        "run.yaml:25: constraints.0: got 'quality == 0.8': '==' is no comparison; allowed: >=, <=, >, <; "
+        "did you mean '>=' (at least)?",
+    ),
+    (
+        "budget:",
+        "constraints: [cost <= 1, latency p95=>900]\nbudget:",
+        "run.yaml:25: constraints.1: got 'latency p95=>900': '=>' is no comparison; allowed: >=, <=, >, <; "
+        "did you mean '>='?",
+    ),
+    (
+        "budget:",
+        "recommend: best quality where cost = 0.001\nbudget:",
+        "run.yaml:25: recommend: got 'best quality where cost = 0.001': '=' is no comparison; "
+        "allowed: >=, <=, >, <; did you mean '<=' (at most)?",
     ),
     (
         "budget:",
@@ -274,6 +286,49 @@ BAD: tuple[tuple[str, str, str], ...] = (
     # the space
     ("{low: 0.0, high: 1.0}", "{low: 2.0, high: 1.0}", "run.yaml:18: space.temperature: *2.0*below*1.0*"),
     ("{low: 0.0, high: 1.0}", "5", "run.yaml:18: space.temperature: got 5; allowed: a number from 0 to 2"),
+    (
+        "{low: 0.0, high: 1.0}",
+        "{low: 0.0, high: 1.0, step: 0}",
+        "run.yaml:18: space.temperature.step: should be greater than 0 (got 0); allowed: a number above 0",
+    ),
+    (
+        "{max: 4}",
+        "{max: -1}",
+        "run.yaml:20: space.demos.max: should be greater than or equal to 0 (got -1); allowed: a whole number from 0",
+    ),
+    ("{max: 4}", "{max: 2.5}", "run.yaml:20: space.demos.max: should be *(got 2.5); allowed: a whole number from 0"),
+    ("{max: 4}", "{}", "run.yaml:20: space.demos.max: missing; allowed: a whole number from 0"),
+    (
+        "{max: 4}",
+        "{max: 4, mxa: 3}",
+        "run.yaml:20: space.demos.mxa: unknown setting; allowed: max, min, share; did you mean 'max'?",
+    ),
+    ("{max: 4}", "{max: 1, min: 2}", "run.yaml:20: space.demos: min=2 must not be above max=1; lower min or raise max"),
+    (
+        "[Sort it., 'Which one?']",
+        "{texts: []}",
+        "run.yaml:17: space.rubric.texts: should have at least 1 item (got []); allowed: a list with *",
+    ),
+    (
+        "[Sort it., 'Which one?']",
+        "{texts: [a, 1]}",
+        "run.yaml:17: space.rubric.texts.1: should be a valid string (got 1); allowed: a text; put it in quotes",
+    ),
+    (
+        "[Sort it., 'Which one?']",
+        "{texts: a}",
+        "run.yaml:17: space.rubric.texts: should be a list (got 'a'); allowed: a list with at least one entry",
+    ),
+    (
+        "[Sort it., 'Which one?']",
+        "[a, a]",
+        "run.yaml:17: space.rubric: 'a' is listed 2 times; list every text once",
+    ),
+    (
+        "    model: small\n",
+        "    model: small\n    demos: {max: 3}\n",
+        "run.yaml:24: start.0.demos: got {'max': 3}; allowed: a list of ids of training examples, [] for none",
+    ),
     (
         "no: refused}",
         "on: refused}",
@@ -321,6 +376,14 @@ def test_refusal_names_line_value_allowed_and_fix(tmp_path: Path, old: str, new:
         at = line.index(piece, at) + len(piece)
     assert line.startswith(pieces[0])
     assert line.endswith(pieces[-1])
+
+
+def test_everything_wrong_with_a_gene_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path, changed("{max: 4}", "{mx: 3, min: -1}")) == [
+        "run.yaml:20: space.demos.max: missing; allowed: a whole number from 0",
+        "run.yaml:20: space.demos.min: should be greater than or equal to 0 (got -1); allowed: a whole number from 0",
+        "run.yaml:20: space.demos.mx: unknown setting; allowed: max, min, share; did you mean 'max'?",
+    ]
 
 
 def test_problems_are_listed_at_once_by_line(tmp_path: Path) -> None:

@@ -317,6 +317,7 @@ def test_caveats_say_what_to_keep_in_mind(tmp_path: Path) -> None:
         "No configuration got anything right",
         "ModelError: no answer",
         "Only 20 test examples",
+        "Only 20 validation examples: below 40, intervals are wider",
         "(gap +0.11)",
     ):
         assert said in texts

@@ -58,7 +58,14 @@ def test_forms(given: Any, text: str) -> None:
     [
         ("quality", "got 'quality'; write one limit"),
         ("quality >= 0.8 and cost <= 1", "write one limit"),
-        ("quality == 0.8", "'==' is no comparison; allowed: >=, <=, >, <"),
+        ("quality == 0.8", r"'==' is no comparison; allowed: >=, <=, >, <; did you mean '>=' \(at least\)\?"),
+        ("quality=0.8", r"got 'quality=0.8': '=' is no comparison; allowed: >=, <=, >, <; did you mean '>='"),
+        ("cost = 0.8", r"'=' is no comparison; .*; did you mean '<=' \(at most\)\?"),
+        ("my own words = 3", "'=' is no comparison; .*; write '>=' for at least, '<=' for at most"),
+        ("quality => 0.8", r"got 'quality => 0.8': '=>' is no comparison; allowed: .*; did you mean '>='\?"),
+        ("latency p95=<900", r"got 'latency p95=<900': '=<' is no comparison; allowed: .*; did you mean '<='\?"),
+        ("quality ≥0.8", r"got 'quality ≥0.8': '≥' is no comparison; allowed: .*; did you mean '>='\?"),
+        ("quality != 0.8", "'!=' is no comparison; allowed: >=, <=, >, < "),
         ("quality >= high", "'high' is no number"),
         ("quality >= inf", "finite number"),
         ({"objective": "quality"}, "'quality' has no limit; give one of min, max, above, below"),
@@ -84,8 +91,8 @@ def test_limits_name_objectives_of_the_run_or_what_one_may_be_of() -> None:
         ("slow mean", "latency_ms", "mean"),
     ]
     assert found.facts()[3] == {"name": "latency_ms p95", "operator": "<=", "limit": 4.0}
-    with pytest.raises(ConfigError, match=r"constraints: got 'qualty >= 1': 'qualty' is no objective.*did you mean"):
-        Limits(("qualty >= 1",))
+    with pytest.raises(ConfigError, match=r"constraints: 'qualty' is no objective.*did you mean 'quality'"):
+        Limits(("qualty>=1.0",))
     with pytest.raises(ConfigError, match="constraints: got 'quality'; write one limit"):
         Limits(("quality",))
 

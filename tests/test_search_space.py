@@ -174,6 +174,11 @@ def test_wrong_yaml_is_named_at_its_gene(genes: dict[str, Any], gene: str, words
         Space(genes)
 
 
+def test_settings_of_a_gene_are_refused_with_their_value() -> None:
+    with pytest.raises(ConfigError, match=r"^space: demos\.max: .* \(got -1\); rubric\.texts: .* \(got \(\)\)$"):
+        Space({"demos": {"max": -1}, "rubric": {"texts": []}})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -205,6 +210,8 @@ def test_start_genes_are_checked_and_completed() -> None:
         space().complete({"temprature": 1})
     with pytest.raises(ConfigError, match="'loud'"):
         space().complete({"demo_style": "loud"})
+    with pytest.raises(ConfigError, match=r"demos: got \{'max': 3\}; allowed: a list of ids"):
+        space().complete({"demos": {"max": 3}})
 
 
 def test_settings_round_trip_and_have_a_schema() -> None:

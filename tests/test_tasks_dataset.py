@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -140,6 +141,10 @@ def test_splits_find_examples_and_keep_their_ids_apart(write: Write, tmp_path: P
     assert splits.get("test", "test/r000002").input == "test 1"
     with pytest.raises(DataError, match=r"no example 'r00002' among the 3 of train; did you mean 'r000002'"):
         splits.get("train", "r00002")
+    assert splits.begins("test", "test/r000002") == f"{tmp_path / 'test.jsonl'}:2: "
+    elsewhere = pickle.loads(pickle.dumps(splits))
+    assert elsewhere.get("test", "test/r000002") == splits.get("test", "test/r000002")
+    assert elsewhere.begins("test", "test/r000002") == ""
 
 
 def test_the_same_input_in_two_splits_is_a_leak(write: Write, tmp_path: Path) -> None:
@@ -171,6 +176,10 @@ def test_missing_splits_are_carved_from_train(write: Write, tmp_path: Path) -> N
     again = load_splits(Data(train="all.jsonl"), tmp_path)
     other = load_splits(Data(train="all.jsonl", split=Carve(seed=1)), tmp_path)
     assert again.test == splits.test != other.test
+    assert all(
+        splits.begins("test", example.id) == f"{tmp_path / 'all.jsonl'}:{int(example.id[1:])}: "
+        for example in splits.test
+    )
     write("few.jsonl", rows(1))
     with pytest.raises(DataError, match=r"few\.jsonl:1: 1 examples are too few to carve"):
         load_splits(Data(train="few.jsonl"), tmp_path)

@@ -56,6 +56,18 @@ def test_one_genome_is_searched_over_all_tasks_and_scored_per_task(tmp_path: Pat
     assert Result(tmp_path / "run").run["examples"] == {"train": 24, "validation": 12, "test": 20}
 
 
+def test_labels_that_do_not_fit_are_named_by_task_file_and_line(tmp_path: Path) -> None:
+    given = several(tmp_path)
+    given["tasks"]["label"]["labels"] = ["red", "blue"]
+    with pytest.raises(ConfigError) as caught:
+        build.plan(parse(given, tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}/one/train.jsonl:2: tasks.label.labels: 2 expected value(s) are not among the labels (red, blue): "
+        "'green' (train 'label::train-1'); 'black' (train 'label::train-3'); correct the data, "
+        "or list every label under `tasks.label.labels`"
+    )
+
+
 def test_worst_of_the_tasks(tmp_path: Path) -> None:
     config = parse({**several(tmp_path), "across": "worst"}, tmp_path)
     result = build.run(build.plan(config), tmp_path / "run")

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from evocluster.errors import ConfigError
-from evocluster.records import Example, Json
+from evocluster.records import Example, Json, Split
 from evocluster.tasks.answers import Schema
 from evocluster.tasks.dataset import Splits
 from evocluster.tasks.task import Task
@@ -104,6 +104,23 @@ def test_expected_values_that_are_no_labels() -> None:
     odd = Splits(known.train, splits("a", "c").validation, known.test)
     with pytest.raises(ConfigError, match=r"labels of train \(a, b\): 'c' \(validation 'validation1'\)"):
         make().settled(odd)
+
+
+def test_what_the_data_break_is_named_by_task_file_and_line() -> None:
+    given = splits("a", "c", "b", "d")
+    places: dict[Split, list[str]] = {"train": [f"rows.csv:{line}" for line in (2, 3, 5, 6)]}
+    known = Splits(given.train, given.validation, given.test, places=places)
+    labelled, shaped = make(labels=["a", "b"]), make("extraction", json_schema={"type": "integer"})
+    with pytest.raises(ConfigError, match=r"^rows\.csv:3: task\.labels: 2 expected .* under `task\.labels`$"):
+        labelled.settled(known)
+    with pytest.raises(ConfigError, match=r"^rows\.csv:3: tasks\.topic\.labels: 2 .* under `tasks\.topic\.labels`$"):
+        labelled.sharing("topic").settled(known)
+    with pytest.raises(
+        ConfigError, match=r"^rows\.csv:2: tasks\.form\.json_schema: train example 'train0' .*; correct"
+    ):
+        shaped.sharing("form").settled(known)
+    with pytest.raises(ConfigError, match=r"^tasks\.topic: labels \['a'\]: a classification needs at least two$"):
+        make().sharing("topic").settled(splits("a"))
 
 
 def test_schemas_come_inline_or_from_a_file(tmp_path: Path) -> None:

@@ -34,20 +34,25 @@ def check(
     Example: evocluster check my.yaml --set budget.usd=2
     """
     from evocluster import build
+    from evocluster.report.caveats import scarce
 
     plan = build.plan(config, sets or [])
     console = screen.console()
+    warnings = [text for text in (scarce(len(plan.splits.validation)),) if text]
     if not as_json:
         _print_plan(console, config, plan)
+        for text in warnings:
+            console.print(plain(f"warning    {text}", "yellow"), soft_wrap=True)
     if no_call:
         plan.stack.check()
         plan.optimizer()
         if as_json:
-            typer.echo(json.dumps({"config": str(config), "ok": True}))
+            typer.echo(json.dumps({"config": str(config), "ok": True, "warnings": warnings}))
         return
     found = build.check(plan)
     if as_json:
-        typer.echo(json.dumps({"config": str(config), "ok": not found["evaluation"]["error"], **found}))
+        ok = not found["evaluation"]["error"]
+        typer.echo(json.dumps({"config": str(config), "ok": ok, "warnings": warnings, **found}))
     else:
         _print_example(console, found)
         _print_forecast(console, found)

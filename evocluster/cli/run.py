@@ -34,9 +34,12 @@ def run(
       evocluster run my.yaml --set budget.usd=2 --set seed=3 --out runs/second --runner local
     """
     from evocluster import build
+    from evocluster.report.caveats import scarce
 
     plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])])
     with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
+        if few := scarce(len(plan.splits.validation)):
+            display.say(f"warning: {few}")
         result = build.run(plan, out, show=display, say=display.say, interrupted=interrupted)
     print_result(result, as_json)
     progress.leave(result)

@@ -18,6 +18,8 @@ from evocluster.report.wasted import wasted
 
 FEW = 100
 """Below so many examples an interval of a share is wider than about 0.2."""
+SCARCE = 40
+"""Below so many validation examples most differences are smaller than their intervals."""
 NOTABLE = 0.02
 """A gap between validation and test worth a warning."""
 REASONS: Mapping[str, str] = {
@@ -110,6 +112,9 @@ def _measured(result: Found) -> Iterator[tuple[str, str]]:
             f"The values are of {split}, which also decided what is recommended: expect somewhat less on new examples.",
         )
     yield from _gap(chosen)
+    judges = (result.run.get("examples") or {}).get("validation")
+    if split == "test" and judges is not None and (few := scarce(judges)):
+        yield "warn", few
     if count is not None and count < FEW:
         yield "warn", f"Only {count} {split} examples: the intervals are wide, and small differences may be chance."
     if start is not None and start["genome"] == chosen["genome"]:
@@ -137,6 +142,17 @@ def _gap(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 "warn" if gap > NOTABLE else "note",
                 f"{said}. {'Being chosen flattered it; the test is the value to believe.' if gap > 0 else ''}".strip(),
             )
+
+
+def scarce(count: int) -> str:
+    """What to know of a choice by this many validation examples; '' where they are enough."""
+    if count >= SCARCE:
+        return ""
+    return (
+        f"Only {count} validation example{'' if count == 1 else 's'}: below {SCARCE}, intervals are wider than most "
+        "differences, so a run can hardly tell configurations apart; add examples, or deal more of them to validation "
+        "(data.validation, data.split.validation, data.limit)."
+    )
 
 
 def against_start(result: Found) -> Comparison | str | None:

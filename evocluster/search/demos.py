@@ -36,7 +36,7 @@ class Demos(Part):
     @model_validator(mode="after")
     def _ordered(self) -> Demos:
         if self.min > self.max:
-            raise ValueError(f"min={self.min} must not be above max={self.max}")
+            raise ValueError(f"min={self.min} must not be above max={self.max}; lower min or raise max")
         return self
 
 

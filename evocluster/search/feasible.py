@@ -20,7 +20,7 @@ from evocluster.errors import ConfigError
 from evocluster.parts import Part
 from evocluster.records import Json
 from evocluster.search.objectives import BUILT_IN, SHORT, Objective, Tally
-from evocluster.search.recommend import OPERATORS, Bound, bound, words
+from evocluster.search.recommend import OPERATORS, Bound, bound, refuse_equals, words
 from evocluster.search.space import nearest
 
 SIDES: Mapping[str, str] = {">=": "min", "<=": "max", ">": "above", "<": "below"}
@@ -106,10 +106,7 @@ class Constraint(Part):
         if source in BUILT_IN or (source.startswith("scores.") and (scorers is None or source in scorers)):
             return None
         allowed = tuple(dict.fromkeys((*names, *BUILT_IN, *(scorers or ("scores.SCORER",)))))
-        return (
-            f"got {str(self)!r}: {self.objective!r} is no objective; allowed: {', '.join(allowed)}"
-            f"{nearest(self.objective, allowed)}"
-        )
+        return f"{self.objective!r} is no objective; allowed: {', '.join(allowed)}{nearest(self.objective, allowed)}"
 
     def measured(self, objectives: Sequence[Objective]) -> Objective:
         """What its limit is compared with. Raises: ValueError for an objective that is none."""
@@ -132,7 +129,11 @@ def _parsed(text: str) -> dict[str, Json]:
     tokens = words(text)
     signs = [word for word in tokens if word in OPERATORS]
     if len(tokens) < 3 or len(signs) > 1:
-        raise ValueError(f"got {text!r}; write one limit, such as `quality >= 0.8` or `latency_ms p95 <= 900`")
+        refuse_equals(text)
+        raise ValueError(
+            f"got {text!r}; write one limit, such as `quality >= 0.8` or `latency_ms p95 <= 900`; "
+            f"allowed comparisons: {', '.join(OPERATORS)}"
+        )
     *left, sign, number = tokens
     aggregate = left.pop() if len(left) > 1 and left[-1] in AGGREGATES else None
     found = bound(" ".join(left), sign, number, text)

@@ -27,6 +27,8 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">": lambda value, bound: value > bound,
     "<": lambda value, bound: value < bound,
 }
+MEANT: Mapping[str, str] = {"=>": ">=", "=<": "<=", "≥": ">=", "≤": "<="}
+"""What is written for a comparison and is none -> the comparison."""
 
 
 class Bound(Record):
@@ -82,7 +84,7 @@ def parse(text: str, names: Sequence[str] | None = ()) -> Rule:
 
 def words(text: str) -> list[str]:
     """The words of a condition, comparisons standing alone: 'quality>=0.8' has three."""
-    return re.sub(r"([<>]=?)", r" \1 ", text).split()
+    return re.sub(r"(=[<>]|[<>]=?|[≥≤])", r" \1 ", text).split()
 
 
 def _name(word: str, text: str, names: Sequence[str] | None) -> str:
@@ -100,7 +102,8 @@ def _name(word: str, text: str, names: Sequence[str] | None) -> str:
 def bound(name: str, operator: str, number: str, text: str) -> Bound:
     """One condition out of its words. Raises: ValueError that quotes the whole `text`."""
     if operator not in OPERATORS:
-        raise ValueError(f"got {text!r}: {operator!r} is no comparison; allowed: {', '.join(OPERATORS)}")
+        hint = _meant(name, operator)
+        raise ValueError(f"got {text!r}: {operator!r} is no comparison; allowed: {', '.join(OPERATORS)}{hint}")
     try:
         limit = float(number)
     except ValueError:
@@ -108,11 +111,32 @@ def bound(name: str, operator: str, number: str, text: str) -> Bound:
     return Bound(name=name, operator=operator, limit=limit)
 
 
+def refuse_equals(text: str) -> None:
+    """Raises: ValueError where '=' or '==' stands for a comparison, with or without spaces around it."""
+    if found := re.search(r"([^\s<>=]+)\s*(==?)\s*[-+.\d]", text):
+        bound(found[1], found[2], "0", text)
+
+
+def _meant(name: str, operator: str) -> str:
+    """'; did you mean ...?' for what is no comparison, or ''."""
+    if sign := MEANT.get(operator):
+        return f"; did you mean {sign!r}?"
+    if operator.strip("="):
+        return ""
+    source = SHORT.get(name, name)
+    if source not in BUILT_IN and not source.startswith("scores."):
+        return "; write '>=' for at least, '<=' for at most"
+    return (
+        "; did you mean '<=' (at most)?" if built_in(source).direction == "min" else "; did you mean '>=' (at least)?"
+    )
+
+
 def _bounds(tokens: Sequence[str], text: str, names: Sequence[str] | None) -> list[Bound]:
     bounds = []
     joint = "where"
     while tokens:
         if tokens[0] != joint or len(tokens) < 4:
+            refuse_equals(text)
             raise ValueError(
                 f"got {text!r}: expected `{joint} OBJECTIVE >= NUMBER` at {' '.join(tokens)!r}; allowed: {FORMS}"
             )

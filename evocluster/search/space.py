@@ -7,14 +7,14 @@ always has all of its genes. Genes left out of the section have one value (`OMIT
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, RootModel, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import ConfigDict, GetJsonSchemaHandler, RootModel, ValidationError, model_validator
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from evocluster.errors import ConfigError
 from evocluster.llm.client import Abilities
@@ -62,21 +62,32 @@ def nearest(name: str, allowed: Sequence[str]) -> str:
 
 def _parse_demos(given: Json) -> Frozen | Demos:
     if isinstance(given, Mapping):
-        return Demos(**given)
+        return Demos.model_validate(given)
     if isinstance(given, list | tuple) and all(isinstance(id, str) for id in given):
-        if len(set(given)) < len(given):
-            raise ValueError(f"got {list(given)!r}; an example can be a demo once: list every id once")
-        return Frozen(value=tuple(given))
+        return Frozen(value=_shown(given))
     raise ValueError(f"got {given!r}; allowed: {{max: 8}}, or a list of ids of training examples to freeze it")
 
 
-def _reason(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            ": ".join([*(str(part) for part in line["loc"]), line["msg"].removeprefix("Value error, ")])
-            for line in error.errors()
-        )
-    return str(error)
+def _shown(given: Json) -> tuple[str, ...]:
+    """The demos of one genome. Raises: ValueError."""
+    if not isinstance(given, list | tuple) or not all(isinstance(id, str) for id in given):
+        raise ValueError(f"got {given!r}; allowed: a list of ids of training examples, [] for none")
+    if len(set(given)) < len(given):
+        raise ValueError(f"got {list(given)!r}; an example can be a demo once: list every id once")
+    return tuple(given)
+
+
+def _lines(name: str, given: Json, error: ValueError) -> Iterator[InitErrorDetails]:
+    """What is wrong with a gene, each where it stands: what pydantic says stays its own, to be told as that of any
+    other section (see `complaints.py`).
+    """
+    if not isinstance(error, ValidationError):
+        kind = PydanticCustomError("gene", "{reason}", {"reason": str(error)})
+        yield InitErrorDetails(type=kind, loc=(name,), input=given)
+        return
+    for line in error.errors(include_url=False):
+        within = line["loc"] if isinstance(given, Mapping) else ()
+        yield InitErrorDetails(type=line["type"], loc=(name, *within), input=line["input"], ctx=line.get("ctx", {}))
 
 
 class Genes(RootModel[FrozenMap]):
@@ -91,22 +102,22 @@ class Genes(RootModel[FrozenMap]):
 
     @model_validator(mode="after")
     def _parses(self) -> Genes:
-        wrong = []
+        wrong: list[InitErrorDetails] = []
         for name, given in self.root.items():
             try:
                 self._gene(name, given)
             except ValueError as error:
-                text = _reason(error)
-                kind = PydanticCustomError("gene", "{reason}", {"reason": text})
-                wrong.append(InitErrorDetails(type=kind, loc=(name,), input=given))
+                wrong += _lines(name, given, error)
         if wrong:
             raise ValidationError.from_exception_data("Genes", wrong)
         return self
 
     @classmethod
-    def in_editors(cls, made: dict[str, Any]) -> dict[str, Any]:
-        """The JSON schema with the known genes in it."""
-        return described.section(made)
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With the known genes in it."""
+        made = handler.resolve_ref_schema(handler(core))
+        made.update(described.section(made))
+        return made
 
     @staticmethod
     def _gene(name: str, given: Json) -> Gene | Demos:
@@ -146,7 +157,7 @@ class Genes(RootModel[FrozenMap]):
                 wrong.append((name, f"{name!r} is no gene of the space; allowed: {', '.join(sorted(names))}{near}"))
                 continue
             try:
-                _ = _parse_demos(value) if name == "demos" else checked(name, value)
+                _ = _shown(value) if name == "demos" else checked(name, value)
             except ValueError as error:
                 wrong.append((name, str(error)))
         return wrong
@@ -371,4 +382,9 @@ def _section(genes: Mapping[str, Json]) -> Genes:
     try:
         return Genes(dict(genes))
     except ValidationError as error:
-        raise ConfigError("; ".join(f"space: {_reason(error)}".split("\n"))) from None
+        told = (
+            f"{'.'.join(map(str, line['loc']))}: {line['msg'].removeprefix('Value error, ')}"
+            + (f" (got {line['input']!r})" if line["type"] not in ("gene", "value_error") else "")
+            for line in error.errors(include_url=False)
+        )
+        raise ConfigError(f"space: {'; '.join(told)}") from None

@@ -79,11 +79,24 @@ class Data(Part):
 class Splits:
     """Train, validation and test examples, each findable by id."""
 
-    def __init__(self, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        test: Sequence[Example],
+        *,
+        places: Mapping[Split, Sequence[str]] | None = None,
+    ) -> None:
+        """`places`: 'file:line' of the examples of each split, in their order."""
         self.train, self.validation, self.test = tuple(train), tuple(validation), tuple(test)
+        self.places = dict(places or {})
+        """Empty in other processes, and where the examples were not read from files."""
         self._by_id: dict[Split, dict[str, Example]] = {
             name: {example.id: example for example in self.of(name)} for name in SPLITS
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "places": {}}
 
     def of(self, split: Split) -> tuple[Example, ...]:
         """The examples of one split, as they stand in the file."""
@@ -100,6 +113,11 @@ class Splits:
         except KeyError:
             known = self._by_id[split]
             raise DataError(f"no example {id!r} among the {len(known)} of {split}{nearest(id, known)}") from None
+
+    def begins(self, split: Split, id: str) -> str:
+        """What a message on an example begins with: 'file:line: ', or '' where that is not known."""
+        places = self.places.get(split)
+        return f"{places[list(self._by_id[split]).index(id)]}: " if places else ""
 
 
 def load(
@@ -141,7 +159,8 @@ def load_splits(data: Data, root: Path, read_parquet: ReadParquet | None = None)
         found |= _carved(root / data.train, found["train"], data.split, missing)
     if not data.allow_overlap:
         _refuse_leaks(found)
-    return Splits(*_with_own_ids([[example for _, example in found[name]] for name in SPLITS]))
+    places = {name: [place for place, _ in found[name]] for name in SPLITS}
+    return Splits(*_with_own_ids([[example for _, example in found[name]] for name in SPLITS]), places=places)
 
 
 def order(examples: Sequence[Example], seed: int) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def marked(name: str, splits: Splits) -> Splits:
         split: [example.model_copy(update={"id": f"{name}{MARK}{example.id}"}) for example in splits.of(split)]
         for split in SPLITS
     }
-    return Splits(renamed["train"], renamed["validation"], renamed["test"])
+    return Splits(renamed["train"], renamed["validation"], renamed["test"], places=splits.places)
 
 
 class Suite:

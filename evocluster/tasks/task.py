@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from evocluster.errors import ConfigError
 from evocluster.parts import Part
-from evocluster.records import Json
+from evocluster.records import Json, Split
 from evocluster.tasks import code
 from evocluster.tasks.answers import Schema, load_model
 from evocluster.tasks.dataset import SPLITS, Data, Splits
@@ -134,7 +134,7 @@ class Task(Part):
     """The word before answers; empty: 'Label' (classification) or 'Output'."""
 
     _model: str | None = PrivateAttr(default=None)
-    _shared: bool = PrivateAttr(default=False)
+    _name: str = PrivateAttr(default="")
 
     @model_validator(mode="before")
     @classmethod
@@ -233,12 +233,17 @@ class Task(Part):
     @property
     def shared(self) -> bool:
         """Its genomes serve other tasks too."""
-        return self._shared
+        return bool(self._name)
 
-    def sharing(self) -> Task:
-        """This task as one of several."""
+    @property
+    def section(self) -> str:
+        """Where the config describes it."""
+        return f"tasks.{self._name}" if self._name else "task"
+
+    def sharing(self, name: str) -> Task:
+        """This task as the one of several that has this name."""
         task = self.model_copy()
-        task._shared = True
+        task._name = name
         return task
 
     def weight(self, scorer: str) -> float:
@@ -253,11 +258,11 @@ class Task(Part):
         if self.kind == "classification":
             labels = self.labels or tuple(sorted({plain(example.expected) for example in splits.train}))
             task = _checked(self, labels=labels)
-            _refuse_unknown(task.labels, splits, given=bool(self.labels))
+            _refuse_unknown(task, splits, given=bool(self.labels))
             return task
         if self.kind == "extraction" and self.json_schema:
             schema = self._schema(root)
-            _refuse_invalid(schema, splits)
+            _refuse_invalid(schema, splits, self.section)
             task = _checked(self, json_schema=schema.schema)
             task._model = schema.model
             return task
@@ -285,9 +290,10 @@ def _checked(task: Task, **changes: Json) -> Task:
     """A changed copy that went through the validators. Raises: ConfigError."""
     try:
         made = Task(**{**{name: getattr(task, name) for name in Task.model_fields}, **changes})
-    except ValueError as error:
-        raise ConfigError(f"task: {error}") from error
-    made._shared, made._model = task._shared, task._model
+    except ValidationError as error:
+        told = "; ".join(line["msg"].removeprefix("Value error, ") for line in error.errors(include_url=False))
+        raise ConfigError(f"{task.section}: {told}") from error
+    made._name, made._model = task._name, task._model
     return made
 
 
@@ -309,27 +315,33 @@ def _mapping_problem(mapping: Mapping[str, str], labels: Iterable[str]) -> str:
     return f"the name of {blank[0]!r} is empty" if blank else ""
 
 
-def _refuse_unknown(labels: tuple[str, ...], splits: Splits, given: bool) -> None:
-    unknown: dict[str, str] = {}
+def _refuse_unknown(task: Task, splits: Splits, given: bool) -> None:
+    labels, unknown = task.labels, dict[str, tuple[Split, str]]()
     for split in SPLITS:
         for example in splits.of(split):
             if plain(example.expected) not in labels:
-                unknown.setdefault(plain(example.expected), f"{split} {example.id!r}")
+                unknown.setdefault(plain(example.expected), (split, example.id))
     if unknown:
-        named = "; ".join(f"{value!r} ({place}){nearest(value, labels)}" for value, place in list(unknown.items())[:5])
+        first = next(iter(unknown.values()))
+        named = "; ".join(
+            f"{value!r} ({split} {id!r}){nearest(value, labels)}" for value, (split, id) in list(unknown.items())[:5]
+        )
         where = "labels" if given else "labels of train"
         raise ConfigError(
-            f"{len(unknown)} expected value(s) are not among the {where} ({', '.join(labels)}): {named}. "
-            f"Correct the data, or list every label under `labels:`"
+            f"{splits.begins(*first)}{task.section}.labels: {len(unknown)} expected value(s) are not among the {where} "
+            f"({', '.join(labels)}): {named}; correct the data, or list every label under `{task.section}.labels`"
         )
 
 
-def _refuse_invalid(schema: Schema, splits: Splits) -> None:
+def _refuse_invalid(schema: Schema, splits: Splits, section: str) -> None:
     for split in SPLITS:
         for example in splits.of(split):
             problem = schema.problem(_thawed(as_json(example.expected)))
             if problem:
-                raise ConfigError(f"json_schema: {split} example {example.id!r} expects what it forbids: {problem}")
+                raise ConfigError(
+                    f"{splits.begins(split, example.id)}{section}.json_schema: {split} example {example.id!r} expects "
+                    f"what it forbids: {problem}; correct the example or the schema"
+                )
 
 
 def _thawed(value: Json) -> Json:
