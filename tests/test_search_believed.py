@@ -195,7 +195,7 @@ SCRIPT = """
 import hashlib
 from search_world import Budget, Search, drive, items, search
 
-optimizer, world = search(Search(population=20, block=8, finalists=4), Budget(calls=2500), seed=1,
+optimizer, world = search(Search(population=20, block=8, finalists=4), Budget(calls=4000), seed=2,
                           items=items({"train": 80, "validation": 60, "test": 60}))
 told = hashlib.sha256()
 for trial in drive(optimizer, world.run):
@@ -207,9 +207,10 @@ print(told.hexdigest())
 @pytest.mark.slow
 def test_another_kind_of_cpu_asks_the_same() -> None:
     def run(kind: str) -> str:
-        env = {**os.environ, "OPENBLAS_CORETYPE": kind, "PYTHONPATH": str(Path(__file__).parent)}
+        env = {**os.environ, **({"OPENBLAS_CORETYPE": kind} if kind else {})}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), env.get("PYTHONPATH")]))
         return subprocess.run(
             [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True, timeout=300
         ).stdout
 
-    assert run("Sandybridge") == run("Haswell")
+    assert run("Sandybridge") == run("")
