@@ -106,7 +106,7 @@ class Plan:
             in_flight=config.engine.in_flight,
             calls_per_item=self.evaluator.calls_per_item(
                 {
-                    name: (*self.space.settings.values(name), *(g[name] for g in self.start if name in g.genes))
+                    name: (*self.space.settings.ends(name), *(g[name] for g in self.start if name in g.genes))
                     for name in CALLS
                 }
             ),

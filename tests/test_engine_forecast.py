@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import small_config
+from small import settings, small_config
 
 from evocluster import build
 from evocluster.engine import forecast as forecasts
 from evocluster.engine.forecast import Forecast, forecast
+from evocluster.errors import ConfigError
 from evocluster.records import Usage
 
 EACH = Usage(calls=1, prompt_tokens=10, completion_tokens=2, usd=0.001, seconds=0.6)
@@ -62,3 +63,10 @@ def test_the_forecast_of_calls_is_near_what_the_run_makes(tmp_path: Path) -> Non
     ahead = build.check(plan)["forecast"]
     calls = build.run(plan, tmp_path / "run").run["calls"]
     assert 0.5 < ahead["calls"] / calls < 2
+
+
+def test_votes_that_are_a_range_are_reckoned_at_their_most(tmp_path: Path) -> None:
+    for votes in ([1, 16], {"low": 1, "high": 16}):
+        space = {**settings()["space"], "use_consensus": votes}
+        with pytest.raises(ConfigError, match=r"budget.calls=400 is too small: at least 3360"):
+            played(tmp_path, space=space, budget={"calls": 400})

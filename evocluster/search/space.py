@@ -147,6 +147,11 @@ class Genes(RootModel[FrozenMap]):
             return part.texts
         return (part.value,) if isinstance(part, Frozen) else ()
 
+    def ends(self, name: str) -> tuple[Json, ...]:
+        """The values that are listed for a gene, or the two ends of a range: whatever it can be lies among these."""
+        gene = self.parts.get(name)
+        return (gene.low, gene.high) if isinstance(gene, Range) else self.values(name)
+
     def check(self, given: Mapping[str, Json]) -> list[tuple[str, str]]:
         """What is wrong with a starting genome's genes, as (gene, reason); empty when nothing is."""
         names = {*self.parts, "model"}
