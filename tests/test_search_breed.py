@@ -244,6 +244,19 @@ async def test_lamarck_sees_right_cases_only() -> None:
         await vary("lamarck", space(), [parent()], {"cases": [wrong]}, llm)
 
 
+@pytest.mark.parametrize(
+    "copy", ["The bin is  FULL", "the bin, is full!", "is a long one that was worked out in two steps"]
+)
+async def test_lamarck_refuses_a_copy_of_a_case_that_it_saw(copy: str) -> None:
+    worked = {"example": "t004", "twin": 0, "input": "another", "right": True}
+    worked["output"] = "This is a long one that was worked out in two steps and a half."
+    llm, _ = answering(*[f"Name the kind of post. '{copy}' is waste."] * 2)
+    with pytest.raises(OperatorFailed, match="lamarck: the new text copies a training case"):
+        await vary("lamarck", space(), [parent()], {"cases": [*CASES, worked]}, llm)
+    old = parent(f"Where it says {copy}, sort this.")
+    assert await vary("lamarck", space(rubric=[old["rubric"]]), [old], {"cases": [*CASES, worked]}, llm)
+
+
 async def test_context_takes_anothers_prompt_and_shows_other_demos() -> None:
     where, seen = space(), set()
     one = where.fix(parent().replace(demos=("t001", "t002")).genes)

@@ -253,6 +253,48 @@ async def test_short_passages_labels_and_what_stood_there_before_may_stand() -> 
     assert copied(label, cases[:1], "") is not None
 
 
+@pytest.mark.parametrize(
+    "copy", ["Who killed Gandhi ?", "who killed\n  GANDHI?", "'Who killed Gandhi?'/human", "Who killed Gandhi"]
+)
+async def test_a_prompt_that_copies_the_whole_of_a_short_case_is_refused(copy: str) -> None:
+    said = answer(f"Sort it. {copy} is human. Names: {{labels}}")
+    for case in (shown(input="Who killed Gandhi ?"), shown(input={"text": "Who killed Gandhi ?", "n": 3})):
+        for hints in ({"cases": (case,)}, {"cases": (), "preserve": (case,)}):
+            with pytest.raises(OperatorFailed, match=r"copies a training case \('who killed gandhi"):
+                await reflect(said, hints)
+    with pytest.raises(OperatorFailed, match="copies a training case"):
+        await reflect(said, {"cases": (shown(expected="Who killed Gandhi ?"),)})
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "old"),
+    [
+        ("Say who killed Gandhiji.", {}, ""),
+        ("Say who has killed Gandhi.", {}, ""),
+        ("Say who it is: Gandhi.", {"input": "Gandhi ?"}, ""),
+        ("Say what is it.", {"input": "what's it ?"}, ""),
+        ("Ask: who killed Gandhi, or whom?", {}, "Like: Who killed Gandhi?"),
+        ("Say 'rate a book' or other.", {"expected": "rate a book"}, "Say rate a book or not."),
+    ],
+)
+def test_words_of_a_short_case_alone_or_from_before_are_no_copy(text: str, given: dict[str, Any], old: str) -> None:
+    case = shown(**{"input": "Who killed Gandhi ?", **given})
+    assert copied(text, [case], old) is None
+
+
+def test_labels_and_what_stands_in_every_input_are_no_copy() -> None:
+    label, form = "rate a book", {"task": "Sort the request", "text": "give it two stars"}
+    text = f"Sort the request: {label} where stars are given."
+    first = shown(input=form, expected=label)
+    assert copied(text, [first], "") is not None
+    other = shown(example="t2", input={**form, "text": "play some old jazz"}, expected="play music", output=label)
+    assert copied(text, [first, other], "") is None, "an answer to another case is a label"
+    assert copied(text, [first, {**other, "output": "", "expected": label}], "") is None
+    twin = {**first, "twin": 1}
+    assert copied("Sort the request.", [first, twin], "") == "sort the request", "one example is no form"
+    assert copied(f"{text} Give it two stars!", [first, other], "") == "give it two stars"
+
+
 async def test_a_change_told_in_the_words_of_a_case_is_not_passed_on() -> None:
     child, _ = await reflect(answer(NEW, change=f"for '{LONG}'", targets=LONG), {"cases": (shown(input=LONG),)})
     assert LONG[:COPIED] not in str(child.notes)

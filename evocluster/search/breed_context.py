@@ -12,6 +12,7 @@ from evocluster.errors import OperatorFailed
 from evocluster.records import Json, canonical
 from evocluster.search.breed_form import MUTATION, Breeding, Unit
 from evocluster.search.operators import Child
+from evocluster.search.reflect import refuse_copy
 
 INDUCE = """Somebody was given an instruction, and with it worked out the cases below, all of them rightly.
 
@@ -32,7 +33,7 @@ def _case(case: Mapping[str, Json]) -> str:
 
 @dataclass(frozen=True)
 class Lamarck(Breeding):
-    """A prompt that would have led to what the parent got right, guessed from right cases of train."""
+    """A prompt that would have led to what the parent got right, guessed from right cases of train; no copy of one."""
 
     name: str = "lamarck"
     needs: tuple[str, ...] = (MUTATION, "right")
@@ -42,7 +43,10 @@ class Lamarck(Breeding):
         if not cases:
             raise OperatorFailed(f"{self.name}: the parent has no right case yet")
         text = INDUCE.format(cases="\n\n".join(map(_case, cases)), kept=unit.kept)
-        return unit.reworded(await unit.ask(text))
+        child = unit.reworded(await unit.ask(text))
+        told = [{**case, "expected": case.get("output")} for case in cases]
+        refuse_copy(str(child.genome["rubric"]), told, unit.rubric, self.name)
+        return child
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@
     place        a child is tried on a block of train that the loser has, and takes its place when it is better there
     more         after every tournament the unit that may still be the best gets its next block
 
-Fitness is quality: means over the examples in common. Units are the members of the population; who is not better than
-the loser is gone, whatever else it is good at. A population that is not full (few genomes, seeds that failed) is filled
-by prompts written from the description, as the paper begins.
+Fitness is quality: means over the examples in common. Constraints come before it: of two that break them unlike, the
+one that breaks them by less is better. Units are the members of the population; who is not better than the loser is
+gone, whatever else it is good at. A population that is not full (few genomes, seeds that failed) is filled by prompts
+written from the description, as the paper begins.
 
 Several tournaments are under way at once and nothing waits: tournaments for the same place try their children on the
 same block, so a child meets whoever holds the place by then on the same examples.
@@ -161,17 +162,22 @@ class Breed:
         return ground.propose(number, "search", name, parents, ground.blocks[block], rng, hints)
 
     def _mate(self, winner: Individual, rng: np.random.Generator) -> Individual:
-        """Another unit, by chances in proportion to its fitness; the winner itself where there is no other."""
+        """Another unit, by chances in proportion to its fitness; the winner itself where there is no other. One that
+        keeps the constraints, where there is one.
+        """
         others = [one for one in map(self._unit, range(len(self._places))) if one is not winner]
         if not others:
             return winner
+        others = _keeping(others)
         fitness = np.array([max(one.careful[0] + one.hopeful[0], 0.0) for one in others]) + 1e-6
         return others[int(rng.choice(len(others), p=fitness / fitness.sum()))]
 
     def _more(self, number: int, rng: np.random.Generator) -> Proposal | None:
-        """The next block of the unit with the highest optimistic quality; None when nobody is worth it."""
+        """The next block of the unit with the highest optimistic quality; None when nobody is worth it. Of those that
+        keep the constraints, where there are any.
+        """
         ground = self._ground
-        units = [self._unit(place) for place in range(len(self._places))]
+        units = _keeping([self._unit(place) for place in range(len(self._places))])
         best = max(one.careful[0] for one in units)
         every = len(ground.blocks)
         partly = [one for one in units if len(one.blocks) < every and one.hopeful[0] >= best]
@@ -249,7 +255,8 @@ class Breed:
         """Give a seed a place: a free one, else that of the least fit where it is better."""
         if len(self._places) < self._ground.settings.population:
             return self._append(one)
-        least = min(range(len(self._places)), key=lambda place: self._unit(place).careful[0])
+        places = range(len(self._places))
+        least = min(places, key=lambda place: (-self._unit(place).violation, self._unit(place).careful[0]))
         return self._place(one, least)
 
     def _place(self, one: Individual, place: int | None) -> bool:
@@ -278,7 +285,11 @@ class Breed:
 
     @staticmethod
     def _gap(one: Individual, other: Individual) -> float:
-        """How much higher its mean quality is on the examples in common; by careful quality where there are none."""
+        """How much higher its mean quality is on the examples in common; by careful quality where there are none.
+        Infinite where the two break the constraints unlike, below 0 for the one that breaks them by more.
+        """
+        if one.violation != other.violation:
+            return np.inf if one.violation < other.violation else -np.inf
         both = ~np.isnan(one.by_example) & ~np.isnan(other.by_example)
         if not both.any():
             return one.careful[0] - other.careful[0]
@@ -291,6 +302,11 @@ class Breed:
         """It wins a tournament; the surer one where the examples in common do not tell."""
         gap = self._gap(one, other)
         return gap > EQUAL or (gap >= -EQUAL and one.careful[0] > other.careful[0])
+
+
+def _keeping(units: list[Individual]) -> list[Individual]:
+    """Those that keep the constraints; where nobody does, all."""
+    return [one for one in units if not one.violation] or units
 
 
 def _seed(proposal: Proposal) -> str:

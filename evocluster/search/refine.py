@@ -7,6 +7,9 @@
                 Talwalkar 2016)
     its end     the best on the held parts takes the current one's place, if that is allowed
 
+Constraints come before quality: who breaks them by less goes first and takes the current one's place, who breaks them
+by more never does, and quality decides where both break them alike (constrained domination, Deb et al. 2002).
+
 The blocks of train are shown and held by turns: cases of shown ones are told to the model, held ones only described.
 A candidate that wins on the held part and breaks as many shown cases as it repairs, or more, is rejected, and the next
 round is told the very cases to preserve. Validation stays untouched: the check after the search uses it.
@@ -28,7 +31,20 @@ from evocluster.search.hints import collect
 from evocluster.search.memory import paired
 from evocluster.search.operators import EVALUATE
 from evocluster.search.population import Individual
-from evocluster.search.rounds import EXACT, Candidate, Round, accepts, behind, covered, ids, parts, quality, values
+from evocluster.search.rounds import (
+    EXACT,
+    Candidate,
+    Round,
+    accepts,
+    behind,
+    breach,
+    covered,
+    excess,
+    ids,
+    parts,
+    quality,
+    values,
+)
 
 BARREN = 6
 """Rounds in a row of which no new genome came, before there is nothing left to try."""
@@ -79,7 +95,8 @@ class Refine:
         if not covered(current, self._every):
             return self._more(number, current, range(len(self._parts)), rng)
         if self._round is None:
-            done = ground.stopping.worn or self._barren >= BARREN or quality(current, self._every) >= 1 - EXACT
+            perfect = quality(current, self._every) >= 1 - EXACT and not current.violation
+            done = ground.stopping.worn or self._barren >= BARREN or perfect
             return None if done else self._candidate(number, current, rng)
         if len(self._round.candidates) < ground.settings.candidates:
             return self._candidate(number, current, rng)
@@ -108,7 +125,7 @@ class Refine:
         seeded = proposal.purpose == "seed" and not ground.seeds and not self._out
         if seeded:
             ground.population.refer()
-            self._current = max(ground.population.members, key=lambda it: it.careful, default=None)
+            self._current = max(ground.population.members, key=_surest, default=None)
         if not self._rounds:
             self._settle_first()
         self._judge()
@@ -127,7 +144,7 @@ class Refine:
     def _next_part(self, number: int, now: Round, current: Individual, rng: np.random.Generator) -> Proposal | None:
         """More of the most promising candidate below the rung; each has one part out at most."""
         waiting = [one for one in now.among("running") if not self._asked(one) and self._reached(one) < now.rung]
-        best = max(waiting, key=lambda one: float(paired(one, current)[0].sum()), default=None)
+        best = max(waiting, key=lambda one: _promise(one, current), default=None)
         return self._more(number, best, now.order, rng) if best is not None else None
 
     def _more(self, number: int, one: Individual, order: Sequence[int], rng: np.random.Generator) -> Proposal | None:
@@ -200,7 +217,9 @@ class Refine:
         if self._current is None or not covered(self._current, self._every):
             return
         whole = [one for one in self._ground.population.members if covered(one, self._every)]
-        self._current = max([self._current, *whole], key=lambda one: quality(one, self._every))
+        self._current = max(
+            [self._current, *whole], key=lambda one: (-breach(one.violation), quality(one, self._every))
+        )
         self._best = None
         self._keep(self._current)
 
@@ -223,18 +242,20 @@ class Refine:
             self._settle(now, current)
 
     def _halve(self, now: Round, current: Individual) -> None:
-        """On a rung that all who run have reached, the worse half of them goes, and who is worse than the current."""
+        """On a rung that all who run have reached, the worse half of them goes, and who is worse than the current: who
+        breaks the limits by more, and with equal breaches who has lost quality.
+        """
         running = [it for it in now.candidates if it.state in ("made", "running")]
         while (
             len(now.candidates) == self._ground.settings.candidates
             and now.rung < len(self._parts)
             and all(it.one is not None and self._reached(it.one) >= now.rung for it in running)
         ):
-            gains = {it.number: float(paired(it.one, current)[0].sum()) for it in running if it.one is not None}
-            running.sort(key=lambda it: (gains[it.number], it.number))
+            promises = {it.number: _promise(it.one, current) for it in running if it.one is not None}
+            running.sort(key=lambda it: (promises[it.number], it.number))
             half = len(running) // 2
             for place, candidate in enumerate(running):
-                if place < half or gains[candidate.number] < -EXACT:
+                if place < half or (candidate.one is not None and _worse(candidate.one, current)):
                     candidate.state = "behind"
             running = [it for it in running if it.state == "running"]
             now.rung *= 2
@@ -245,15 +266,19 @@ class Refine:
         return int(np.logical_and.reduceat(known, self._begins).sum())
 
     def _lost(self, one: Individual, current: Individual, leader: Individual | None) -> bool:
-        """It could not win even if all that is still to come were right, or it is surely behind."""
+        """It could not win even if all that is still to come were right, or it is surely behind; never by quality to
+        somebody who breaks the limits by more.
+        """
         known = values(one, self._held)
         most = float(np.where(np.isnan(known), 1.0, known).mean())
-        if not accepts(quality(current, self._held), most):
-            return True
-        if leader is not None and most < quality(leader, self._held) - EXACT:
-            return True
         alpha = self._ground.settings.alpha
-        return behind(one, current, alpha / len(self._parts)) or (leader is not None and behind(one, leader, alpha))
+        if excess(one, current) >= 0:
+            hopeless = not accepts(quality(current, self._held), most)
+            if hopeless or behind(one, current, alpha / len(self._parts)):
+                return True
+        if leader is None or excess(one, leader) < 0:
+            return False
+        return most < quality(leader, self._held) - EXACT or behind(one, leader, alpha)
 
     def _settle(self, now: Round, current: Individual) -> None:
         """Accept the best candidate that may be accepted, and tell what came of all of them."""
@@ -281,9 +306,14 @@ class Refine:
         now = quality(current, self._held)
         broken: Sequence[Mapping[str, Any]] = ()
         # Best by >=: of those that are as good, the later one.
-        order = sorted(range(len(through)), key=lambda at: (quality(through[at], self._held), at), reverse=True)
-        for one in (through[at] for at in order):
-            if not accepts(now, quality(one, self._held)):
+        limit, breaches = breach(current.violation), [breach(one.violation) for one in through]
+        order = sorted(
+            range(len(through)), key=lambda at: (-breaches[at], quality(through[at], self._held), at), reverse=True
+        )
+        for one, broke in ((through[at], breaches[at]) for at in order):
+            if broke < limit:
+                return one, broken
+            if broke > limit or not accepts(now, quality(one, self._held)):
                 break
             lost, repaired = self._broken(one, current)
             if not lost or len(lost) < repaired:
@@ -315,8 +345,8 @@ class Refine:
     def _keep(self, one: Individual) -> None:
         """Remember the best there was, whatever lateral moves lead to."""
 
-        def value(it: Individual) -> tuple[float, float]:
-            return quality(it, self._held), quality(it, self._every)
+        def value(it: Individual) -> tuple[float, float, float]:
+            return -breach(it.violation), quality(it, self._held), quality(it, self._every)
 
         if self._best is None or value(one) > value(self._best):
             self._best = one
@@ -355,5 +385,20 @@ def _given_only(ground: Ground) -> None:
 
 
 def best_of(members: Iterable[Individual]) -> Individual:
-    """The member with the surest quality, then the surest composite."""
-    return max(members, key=lambda one: one.careful)
+    """The member that breaks the constraints by least, then with the surest quality, then the surest composite."""
+    return max(members, key=_surest)
+
+
+def _surest(one: Individual) -> tuple[float, tuple[float, float]]:
+    return -breach(one.violation), one.careful
+
+
+def _promise(one: Individual, current: Individual) -> tuple[float, float]:
+    """How little a candidate breaks the limits, then what it gains over the current one."""
+    return -breach(one.violation), float(paired(one, current)[0].sum())
+
+
+def _worse(one: Individual, current: Individual) -> bool:
+    """It breaks the limits by more than the current one, or by as much and has lost quality."""
+    more = excess(one, current)
+    return more > 0 or (not more and float(paired(one, current)[0].sum()) < -EXACT)

@@ -69,6 +69,24 @@ def accepts(now: float, new: float) -> bool:
     return new > now + EXACT or (now >= LATERAL - EXACT and new >= now - EXACT)
 
 
+def breach(violation: float) -> float:
+    """A violation without what the order of a sum makes of it; what keeps the limits stays apart from what does not."""
+    return round(violation, 9)
+
+
+def excess(child: Individual, rival: Individual) -> int:
+    """1 where the child breaks the limits by more than its rival on the examples both have, -1 by less, 0 by as much.
+
+    A limit on quality is broken by more on a hard part than on all, so a child is not held against all of its rival.
+    """
+    if not child.limits:
+        return 0
+    mine, other = child.tally("train"), rival.tally("train")
+    both = np.intersect1d(mine.examples, other.examples)
+    ours, theirs = (breach(child.limits.violation(tally.within(both))) for tally in (mine, other))
+    return int(ours > theirs) - int(ours < theirs)
+
+
 def behind(child: Individual, rival: Individual, alpha: float) -> bool:
     """The child is worse than its rival on the examples both have, by an exact one-sided sign test at `alpha`."""
     from math import comb
