@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from search_world import ONE, START, drive, items, search, space
+from search_world import ONE, START, drive, hashed, items, search, space
 
 from evocluster.engine.front import front_json
 from evocluster.errors import ConfigError
@@ -16,7 +16,7 @@ from evocluster.records import Genome, Proposal, Split, Trial
 from evocluster.search.budget import Budget
 from evocluster.search.check import drawn, finalists
 from evocluster.search.members import Member
-from evocluster.search.objectives import Composite, Tally
+from evocluster.search.objectives import Composite, Tally, wilson
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.population import Individual, Population
 from evocluster.search.settings import Search
@@ -82,6 +82,51 @@ def test_who_is_surely_behind_leaves_and_the_start_runs_to_the_end() -> None:
     assert all(counts[other] < 0.6 * whole for other in order if other not in (order[0], best))
     assert recommended(optimizer).genome.id == best
     assert {member.genome.id for member in optimizer.front()} == {best}
+
+
+def test_who_keeps_a_constraint_is_not_sent_away_by_who_breaks_it() -> None:
+    """Tokens are no objective here, so that who takes many is better in all of them."""
+    limited = ("tokens <= 60",)
+    order = list(dict.fromkeys(p.parents[0].id for p in asked(ran(constraints=limited)[1])))
+    greedy = order[1]
+
+    def change(trial: Trial) -> Trial:
+        big = trial.proposal.parents[0].id == greedy
+        usage = {"prompt_tokens": 90 if big else 9, "completion_tokens": 1}
+        made = [one.model_copy(update={"usage": one.usage.model_copy(update=usage)}) for one in trial.evaluations]
+        return graded(trial.model_copy(update={"evaluations": tuple(made)}), 1.0 if big else 0.25)
+
+    optimizer, trials = ran(change=change, constraints=limited)
+    assert set(per_genome(trials).values()) == {len(items(SIZES)["validation"])}
+    assert recommended(optimizer).genome.id != greedy
+    assert "no member" not in recommended(optimizer).why
+
+
+def test_the_recommended_keeps_constraints_surely_and_stands_on_the_front() -> None:
+    """All keep them as measured; the dearest finalist alone surely does."""
+    limited, rule = ("quality >= 0.8",), "cheapest"
+    order = list(dict.fromkeys(p.parents[0].id for p in asked(ran(constraints=limited, recommend=rule)[1])))
+    sure = order[2]
+
+    def change(trial: Trial) -> Trial:
+        best = trial.proposal.parents[0].id == sure
+        made = [
+            one.model_copy(
+                update={
+                    "quality": float(best or int(one.item.example.removeprefix("validation")) % 6 > 0),
+                    "usage": one.usage.model_copy(update={"usd": 0.00003 if best else 0.00001}),
+                }
+            )
+            for one in trial.evaluations
+        ]
+        return trial.model_copy(update={"evaluations": tuple(made)})
+
+    optimizer, _ = ran(change=change, constraints=limited, recommend=rule)
+    member = recommended(optimizer)
+    assert member.genome.id == sure
+    assert member.why.startswith("cheapest: cost_usd")
+    assert all(one.feasible for one in optimizer.front())
+    assert member.honest["quality"].low > 0.8
 
 
 def test_equals_run_to_the_end() -> None:
@@ -194,6 +239,21 @@ def test_front_json_holds_the_honest_value_its_gap_and_the_test_against_the_star
     assert versus["difference"] == pytest.approx(member["test"]["quality"]["value"] - start)
     assert (versus["n"], versus["p"] < 0.01) == (30, True)
     assert "honest" not in front["start"]
+
+
+def test_among_equals_the_honest_interval_is_wider_than_that_of_left_out_examples() -> None:
+    def change(trial: Trial) -> Trial:
+        id = trial.proposal.parents[0].id
+        coins = [float(hashed("coin", id, one.item.example) < 0.6) for one in trial.evaluations]
+        made = [one.model_copy(update={"quality": coin}) for one, coin in zip(trial.evaluations, coins, strict=True)]
+        return trial.model_copy(update={"evaluations": tuple(made)})
+
+    member = recommended(ran(change=change)[0])
+    found = member.honest["quality"]
+    low, high = wilson(found.value, SIZES["validation"])
+    assert found.low <= low
+    assert high <= found.high
+    assert found.high - found.low > 1.02 * (high - low)
 
 
 def test_without_validation_the_folds_are_of_train_and_say_so() -> None:

@@ -13,16 +13,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from search_world import drive, search
+from test_search_winner import tally as validated
 
 from evocluster.errors import ConfigError
 from evocluster.records import Evaluation, Genome, Item, Score, Trial, Usage
 from evocluster.search.budget import Budget
 from evocluster.search.feasible import NONE, Constraint, Limits
+from evocluster.search.members import measures
 from evocluster.search.nsga2 import Floats, front, order, rank_and_crowding, survive
-from evocluster.search.objectives import Composite, Objective, Tally
+from evocluster.search.objectives import FOUR, Composite, Objective, Tally
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.population import Individual, Population
+from evocluster.search.recommend import parse
 from evocluster.search.settings import Search
+from evocluster.search.winner import Candidate, Contest
 
 SETTINGS = Search(population=8, block=8, finalists=3)
 POLITE = Objective.model_validate({"name": "politeness", "source": "scores.polite"})
@@ -275,6 +279,79 @@ def test_parents_are_drawn_by_feasibility() -> None:
     assert {found.winner(rng).genome["rubric"] for _ in range(40)} <= {"fair", "fast"}
     drawn = names([found.tournament(rng) for _ in range(300)])
     assert drawn.count("slow") < drawn.count("near") < min(drawn.count("fair"), drawn.count("fast"))
+
+
+# Before a rule.
+
+
+def answers(right: float, usd: float, examples: int = 60, **given: Any) -> Candidate:
+    """One that has this share of validation right, at a price."""
+    right_ones = np.arange(examples) < round(right * examples)
+    train = given.pop("train", None)
+    made = validated(right_ones.astype(np.float64), usd=usd, latency=given.pop("latency", 100.0))
+    return Candidate(given.pop("id", f"{right} for {usd}"), made, train)
+
+
+def settled(candidates: Sequence[Candidate], rule: str, *constraints: str) -> tuple[str, str]:
+    limits, parsed = Limits(constraints, FOUR), parse(rule)
+    named = measures(FOUR, parsed, "quality", limits.measures)
+    return Contest(candidates, parsed, named, FOUR, 3, limits).decide()
+
+
+def test_a_constraint_is_promised_as_a_bound_of_the_rule_is() -> None:
+    rng = np.random.default_rng(5)
+    broken: dict[str, list[bool]] = {"raw": [], "constraint": [], "rule": []}
+    for _ in range(30):
+        worth = rng.uniform(0.7, 0.95, 7)
+        tables = (rng.random((7, 100)) < worth[:, None]).astype(np.float64)
+        found = [Candidate(f"{at}", validated(tables[at], usd=worth[at] * 1e-5)) for at in range(7)]
+        kept = [at for at in range(7) if tables[at].mean() >= 0.8]
+        broken["raw"].append(min(worth[kept]) < 0.8)
+        broken["constraint"].append(worth[int(settled(found, "cheapest", "quality >= 0.8")[0])] < 0.8)
+        broken["rule"].append(worth[int(settled(found, "cheapest where quality >= 0.8")[0])] < 0.8)
+    assert np.mean(broken["raw"]) > 0.3
+    assert np.mean(broken["constraint"]) <= 0.1
+    assert np.mean(broken["rule"]) <= 0.1
+
+
+@pytest.mark.parametrize("rule", ["cheapest", "knee", "composite", "fastest where cost_usd <= 1"])
+def test_who_surely_keeps_them_is_ahead_of_who_keeps_them_as_measured(rule: str) -> None:
+    sure, near = answers(1.0, 2e-5, latency=200), answers(0.85, 1e-6)
+    id, why = settled([sure, near], rule, "quality >= 0.8")
+    assert id == sure.id
+    assert why.startswith(rule)
+    assert settled([sure, near], "cheapest")[0] == near.id
+    assert settled([sure, near], "cheapest", "quality >= 0.5")[0] == near.id
+
+
+def test_where_nobody_surely_keeps_them_the_nearest_is_recommended_and_says_so() -> None:
+    found = [answers(0.8, 1e-6), answers(0.85, 2e-6), answers(0.7, 1e-7)]
+    id, why = settled(found, "cheapest", "quality >= 0.8")
+    assert id == found[1].id
+    assert why.startswith("no member surely meets quality >= 0.8 (it has 0.85, surely no less than 0.7")
+    assert why.endswith("this one is nearest to it")
+    assert settled(found[2:], "cheapest", "quality >= 0.8")[1].startswith("cheapest: cost_usd")
+
+
+def test_whoever_has_no_fault_is_as_near_to_what_nobody_can_promise() -> None:
+    trained = [validated((np.arange(90) < right).astype(np.float64)) for right in (88, 60)]
+    found = [
+        answers(1.0, 2e-5, id="dear", train=trained[0], latency=50),
+        answers(1.0, 1e-6, id="cheap", train=trained[1]),
+    ]
+    found.append(answers(0.95, 1e-7, id="flawed", train=trained[0]))
+    id, why = settled(found, "cheapest", "quality >= 1")
+    assert id == "cheap"
+    assert why.startswith("no member surely meets quality >= 1 (it has 1, surely no less than 0.9")
+    assert why.endswith("of 2 as near, cheapest: cost_usd 1e-06")
+
+
+def test_limits_on_what_the_rule_does_not_name_and_from_the_other_side_hold_too() -> None:
+    slow, fast = answers(1.0, 1e-6, latency=200), answers(0.6, 2e-6)
+    assert settled([slow, fast], "best quality", "latency_ms p95 <= 170")[0] == fast.id
+    assert settled([slow, fast], "best quality", "latency_ms p95 <= 170", "cost <= 1")[0] == fast.id
+    assert settled([slow, fast], "fastest", "latency_ms >= 200")[0] == slow.id
+    assert settled([slow, fast], "best quality", "quality <= 0.8")[0] == fast.id
 
 
 # In a search.

@@ -105,13 +105,7 @@ class Check:
         id, why = (contest if self._races else self._contest(self.front, split)).decide()
         decided = self._members[id]
         why = decided.limits.reason(decided.tally(split), why)
-        found = contest.honest(self._ids(split))
-        measured = intervals(found[0], self._named, self._seed) if found is not None else {}
-        honest = {
-            name: Honest(**one.model_dump(), folds=found[1] if found else 0, split=split)
-            for name, one in measured.items()
-        }
-        self.choice = Choice(id, why, honest, starts[0] if starts else None)
+        self.choice = Choice(id, why, self._honest(contest, id, split), starts[0] if starts else None)
         if not self._races:
             table = [{o.name: one.tally(split).value(o) for o in self._named} for one in self.front]
             return self.front[choose(table, self._rule, self._objectives)[0]]
@@ -121,13 +115,19 @@ class Check:
         return chosen
 
     def _contest(self, members: Sequence[Individual], split: Split) -> Contest:
-        # Constraints come first: where somebody keeps them, nobody else is recommended.
-        broken = [one.limits.violation(one.tally(split)) for one in members]
-        able = [one for one, by in zip(members, broken, strict=True) if by == min(broken)]
         candidates = [
-            Candidate(one.genome.id, one.tally(split), _seen(one) if split != "train" else None) for one in able
+            Candidate(one.genome.id, one.tally(split), _seen(one) if split != "train" else None) for one in members
         ]
-        return Contest(candidates, self._rule, self._named, self._objectives, self._seed)
+        return Contest(candidates, self._rule, self._named, self._objectives, self._seed, members[0].limits)
+
+    def _honest(self, contest: Contest, id: str, split: Split) -> dict[str, Honest]:
+        """What the recommended is worth without the luck of the choice; nothing where there is a single example."""
+        found = contest.honest(self._ids(split))
+        if found is None:
+            return {}
+        left_out, own = (intervals(one, self._named, self._seed) for one in (found[0], self._members[id].tally(split)))
+        told = {one.name: contest.worth(id, one, left_out[one.name], own[one.name]) for one in self._named}
+        return {name: Honest(**one.model_dump(), folds=found[1], split=split) for name, one in told.items()}
 
     def _ids(self, split: Split) -> list[str]:
         """Examples in the order of their numbers."""
@@ -184,14 +184,21 @@ class Check:
                 self._look()
 
     def _look(self) -> None:
-        """Who is surely behind another finalist leaves; what was queued for it is not asked for."""
+        """Who is surely behind another finalist that breaks constraints by no more leaves; what was queued for it is
+        not asked for.
+        """
         tallies = {id: self._members[id].tally("validation") for id in self._running}
+        broken = {id: self._members[id].limits.violation(one) for id, one in tallies.items()}
         alpha = spent(ERROR, len(LOOKS) * max(1, len(tallies) - 1))
         beaten = {
             id
             for id, one in tallies.items()
             if id not in self._kept
-            and any(behind(one, rival, self._objectives, alpha) for other, rival in tallies.items() if other != id)
+            and any(
+                broken[other] <= broken[id] and behind(one, rival, self._objectives, alpha)
+                for other, rival in tallies.items()
+                if other != id
+            )
         }
         for id in beaten:
             del self._running[id]

@@ -150,7 +150,7 @@ def weigh(found: Measured, train: Additive | None = None) -> Weighed:
             apart, own = _with(train, known, apart, own + 0.25 / (found.examples + 1) ** 2)
         estimate[known] = level + apart
         firm = estimate.copy()
-        firm[known] = level + _drawn(apart, own)
+        firm[known] = level + drawn(apart, own)
     return Weighed(found, estimate, *found.around(estimate), *found.around(firm))
 
 
@@ -166,7 +166,7 @@ def _with(train: Additive, known: NDArray[np.bool_], apart: Floats, own: Floats)
     return (apart / own + shift * weight) / total, 1.0 / total
 
 
-def _drawn(apart: Floats, own: Floats) -> Floats:
+def drawn(apart: Floats, own: Floats) -> Floats:
     """Differences drawn to their mean as far as they may be chance."""
     sure = np.maximum(own, 1e-18)
     behind = spread(apart, sure, 1.0)

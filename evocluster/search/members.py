@@ -18,7 +18,7 @@ from evocluster.search.recommend import Rule
 
 
 class Honest(Interval):
-    """What the choice of a member is worth where it was not made: see `winner`."""
+    """What the choice of a member is worth where it was not made: see `winner`, and `worth` for its interval."""
 
     folds: int
     split: Split
