@@ -248,12 +248,14 @@ def test_among_equals_the_honest_interval_is_wider_than_that_of_left_out_example
         made = [one.model_copy(update={"quality": coin}) for one, coin in zip(trial.evaluations, coins, strict=True)]
         return trial.model_copy(update={"evaluations": tuple(made)})
 
-    member = recommended(ran(change=change)[0])
-    found = member.honest["quality"]
-    low, high = wilson(found.value, SIZES["validation"])
-    assert found.low <= low
-    assert high <= found.high
-    assert found.high - found.low > 1.02 * (high - low)
+    wider = []
+    for seed in range(6):
+        found = recommended(ran(change=change, seed=seed)[0]).honest["quality"]
+        low, high = wilson(found.value, SIZES["validation"])
+        assert found.low <= low
+        assert high <= found.high
+        wider.append((found.high - found.low) / (high - low))
+    assert max(wider) > 1.05
 
 
 def test_without_validation_the_folds_are_of_train_and_say_so() -> None:
