@@ -80,7 +80,9 @@ def test_own_objectives_are_measured_as_they_say(kept: Result) -> None:
     assert values["words"] == pytest.approx(np.mean([one["words"]["value"] for one in scores]))
     assert values["longest"] == max(one["words"]["value"] for one in scores)
     assert values["tokens"] == pytest.approx((mine.prompt_tokens + mine.completion_tokens).mean())
-    assert best(kept)["why"].startswith("best politeness where words <= 30: politeness ")
+    why = best(kept)["why"]
+    assert "best politeness where words <= 30: politeness " in why
+    assert "no member surely meets quality >= 0.5 (it has 0.75, surely no less than 0.4601)" in why, "by 8 examples"
 
 
 def test_the_hypervolume_is_of_one_scale_whatever_is_aimed_at(kept: Result) -> None:
@@ -134,7 +136,9 @@ def test_a_notebook_and_the_front_as_data(hopeless: Result, kept: Result) -> Non
 
 def test_when_nobody_keeps_them_it_is_said_everywhere(hopeless: Result) -> None:
     assert [one["feasible"] for one in hopeless.members] == [False]
-    assert "but it breaks quality >= 0.99 (it has 0.75), latency_ms <= 1" in best(hopeless)["why"]
+    has = {name: one["value"] for name, one in best(hopeless)["validation"].items()}
+    broken = f"quality >= 0.99 (it has {has['quality']:.4g}), latency_ms <= 1 (it has {has['latency_ms']:.4g})"
+    assert f"but it breaks {broken}: no member keeps all constraints" in best(hopeless)["why"]
     shown = call("show", hopeless.path, columns=200).out
     assert "!: breaks a constraint (quality >= 0.99, latency_ms <= 1)." in shown
     assert any(line.startswith(("*! ", "start*! ")) for line in shown.splitlines())
