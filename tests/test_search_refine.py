@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reflect_world import FIXES, World, asked, colours, old_rubric, proposed, repairing, rubrics, secret
-from search_world import START, search, space
+from search_world import START, drive, search, space
 
 from evocluster.errors import ConfigError, DataError
 from evocluster.llm.client import Request
@@ -413,3 +413,19 @@ def test_the_sign_test_is_exact() -> None:
         child = one("c", [0.0] * losses + [1.0] * (10 - losses))
         assert behind(child, parent, alpha) is sure
     assert not behind(one("c", [float("nan")] * 10), parent, 0.9)
+
+
+def test_the_calls_of_an_operator_are_those_that_its_candidates_took() -> None:
+    settings = Search(population=6, block=8, finalists=3, lookahead=5, strategy="refine")
+    optimizer, world = search(settings, Budget(calls=1000))
+    trials = drive(optimizer, world.run)
+    made = {trial.genome.id for trial in trials if trial.proposal.purpose == "search" and trial.genome}
+    took = sum(
+        trial.total.calls
+        for trial in trials
+        if trial.proposal.purpose == "search"
+        or (trial.proposal.purpose == "extend" and trial.proposal.parents[0].id in made)
+    )
+    told = optimizer.progress()["operators"]["reflect"]
+    assert told["gain"] == 0
+    assert 0.7 * took <= told["calls"] <= took, "a round under way at the end is not told of yet"

@@ -225,7 +225,7 @@ class Breed:
         child = proposal.purpose == "search"
         if child:
             ground.children += 1
-            ground.credit.count(proposal.operator, joined)
+            ground.credit.count(proposal.operator, joined, trial.total.calls)
         if self._counted == self._seeds:
             ground.population.refer()
         elif not child or ground.children % ground.settings.population:

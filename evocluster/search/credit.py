@@ -44,8 +44,10 @@ LEAST = 0.25
 class Shares(Protocol):
     """Shares draws among operators. Call order: `draw` any time; once per committed child `count` or `pay`."""
 
-    def count(self, name: str, success: bool) -> None:
-        """A child of this operator is committed, and nothing but whether it survived is known of it."""
+    def count(self, name: str, success: bool, calls: int = 0) -> None:
+        """A child of this operator is committed, and besides the calls it took nothing but whether it survived is known
+        of it.
+        """
         ...
 
     def pay(self, name: str, gain: float, calls: int) -> None:
@@ -91,7 +93,7 @@ class Credit:
         self._uses = dict.fromkeys(self._names, 0)
         self._successes = dict.fromkeys(self._names, 0)
 
-    def count(self, name: str, success: bool) -> None:
+    def count(self, name: str, success: bool, calls: int = 0) -> None:
         """One child of this operator was committed. Names outside the portfolio are not counted."""
         if name in self._uses:
             self._uses[name] += 1
@@ -142,18 +144,22 @@ class Bandit:
         self._totals = np.zeros((4, len(self._names)))
         """Uses, successes, gain and calls, of the whole run."""
 
-    def count(self, name: str, success: bool) -> None:
-        """A child that survived pays what a usual gain pays, for a usual child's calls."""
-        self.pay(name, self._usual_gain if success else 0.0, round(self._usual_calls))
+    def count(self, name: str, success: bool, calls: int = 0) -> None:
+        """A child that survived is drawn for as if it had paid a usual gain for a usual child's calls; told are its own
+        calls, and no gain.
+        """
+        self.pay(name, self._usual_gain if success else 0.0, round(self._usual_calls), (float(success), 0.0, calls))
 
-    def pay(self, name: str, gain: float, calls: int) -> None:
-        """A child's race is over: take its gain and its calls into account. A loss or NaN is no gain."""
+    def pay(self, name: str, gain: float, calls: int, told: tuple[float, float, int] | None = None) -> None:
+        """A child's race is over: take its gain and its calls into account. A loss or NaN is no gain. `told`: success,
+        gain and calls to be told of, where they are others.
+        """
         at = self._at.get(name)
         if at is None:
             return
         gain = gain if isfinite(gain) and gain > 0 else 0.0
         spent = max(float(calls), LEAST * self._usual_calls)
-        self._totals[:, at] += (1, gain > 0, gain, calls)
+        self._totals[:, at] += (1, *(told or (gain > 0, gain, calls)))
         keep = 0.5 ** (1 / HALF_LIFE)
         for row in (self._gained, self._spent):
             row *= keep

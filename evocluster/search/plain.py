@@ -65,7 +65,7 @@ class Plain:
         child = proposal.purpose == "search"
         ground.children += child
         if child:
-            ground.credit.count(proposal.operator, trial.error is None)
+            ground.credit.count(proposal.operator, trial.error is None, trial.total.calls)
         whole = self._counted == self._seeds or (child and ground.children % ground.settings.population == 0)
         if whole or self._random:
             self.finish()

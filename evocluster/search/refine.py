@@ -122,6 +122,9 @@ class Refine:
         if proposal.purpose == "search":
             ground.children += 1
             self._arrived(proposal, trial, one, known)
+        for candidate in self._round.candidates if self._round else ():
+            if proposal.number == candidate.number or (proposal.purpose == "extend" and one is candidate.one):
+                candidate.calls += trial.total.calls
         seeded = proposal.purpose == "seed" and not ground.seeds and not self._out
         if seeded:
             ground.population.refer()
@@ -286,7 +289,7 @@ class Refine:
         winner, broken = self._winner(now.among("through"), current)
         for candidate in now.candidates:
             kept = candidate.one is not None and candidate.one is winner and candidate.state != "known"
-            ground.credit.count(OPERATOR, kept)
+            ground.credit.count(OPERATOR, kept, candidate.calls)
             if candidate.one is not None and candidate.state != "known":
                 ground.memory.tell(candidate.one, current, kept, now.number)
         self._barren = 0 if now.transient or now.among("through", "behind") else self._barren + 1

@@ -28,6 +28,8 @@ class Candidate:
     number: int
     one: Individual | None = None
     state: State = "made"
+    calls: int = 0
+    """What making and trying it took."""
 
 
 @dataclass
