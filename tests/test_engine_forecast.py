@@ -68,5 +68,5 @@ def test_the_forecast_of_calls_is_near_what_the_run_makes(tmp_path: Path) -> Non
 def test_votes_that_are_a_range_are_reckoned_at_their_most(tmp_path: Path) -> None:
     for votes in ([1, 16], {"low": 1, "high": 16}):
         space = {**settings()["space"], "use_consensus": votes}
-        with pytest.raises(ConfigError, match=r"budget.calls=400 is too small"):
+        with pytest.raises(ConfigError, match=r"budget.calls=400 is too small: at least 3328 are needed"):
             played(tmp_path, space=space, budget={"calls": 400})
