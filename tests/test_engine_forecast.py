@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from small import settings, small_config
 from evocluster import build
 from evocluster.engine import forecast as forecasts
 from evocluster.engine.forecast import Forecast, forecast
-from evocluster.errors import ConfigError
+from evocluster.errors import BudgetSpent, ConfigError
 from evocluster.records import Usage
 
 EACH = Usage(calls=1, prompt_tokens=10, completion_tokens=2, usd=0.001, seconds=0.6)
@@ -70,3 +71,15 @@ def test_votes_that_are_a_range_are_reckoned_at_their_most(tmp_path: Path) -> No
         space = {**settings()["space"], "use_consensus": votes}
         with pytest.raises(ConfigError, match=r"budget.calls=400 is too small: at least 3328 are needed"):
             played(tmp_path, space=space, budget={"calls": 400})
+
+
+def test_dollars_wait_for_a_first_price_and_say_what_is_missing(tmp_path: Path) -> None:
+    dear = {"kind": "scripted", "default": "red", "price": {"prompt_usd_per_mtok": 1, "completion_usd_per_mtok": 1}}
+    config = small_config(tmp_path, models={"fake": dear}, budget={"usd": 1e-7})
+    with pytest.raises(
+        BudgetSpent, match=r"'usd' before it had a front; .*budget.usd is 1e-07, of which .* were spent"
+    ):
+        build.run(build.plan(config), tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["commits"] == 1, "nothing else went out before the first had its price"
+    assert build.check(build.plan(config))["forecast"]["checking"] == 0

@@ -59,7 +59,7 @@ def check(
     if found["evaluation"]["error"]:
         raise EvoclusterError(f"the starting configuration fails on its first example: {found['evaluation']['error']}")
     ahead, usd = found["forecast"], plan.config.budget.usd
-    if ahead["whole"] and not ahead["front"] and usd is not None:
+    if ahead["whole"] and not ahead["checking"] and usd is not None:
         raise EvoclusterError(
             f"budget.usd={usd:g} would end before the finalists are checked, which takes about "
             f"${ahead['kept_usd']:.2g}, so there would be no front; raise it, or lower search.finalists or the number "

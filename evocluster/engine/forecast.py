@@ -33,9 +33,7 @@ class Forecast(NamedTuple):
     ends_by: str
     """What ends the search."""
     checking: int
-    """Evaluations of the final check, among `evaluations`."""
-    front: bool
-    """False: the budget ends before anybody is checked."""
+    """Evaluations of the final check, among `evaluations`; 0: the budget ends before it, and there is no front."""
     kept_usd: float
     """What the check takes, at what the search came to."""
     whole: bool
@@ -124,7 +122,6 @@ class _Play:
             minutes=max(self._now, *self._free) / 60,
             ends_by=str(progress["stop_reason"]),
             checking=self._checking,
-            front=bool(self._checking),
             kept_usd=progress["kept_usd"],
             whole=self._optimizer.done,
         )
