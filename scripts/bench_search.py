@@ -6,6 +6,7 @@
     python scripts/bench_search.py --landscape     recorded outcomes (tests/landscape): many seeds, about a minute
     python scripts/bench_search.py --short         seconds, no model: does all of this work?
     python scripts/bench_search.py --record trec   record a landscape (hours); --record FILE.jsonl only converts one
+    python scripts/bench_search.py --long --kept --collect  nothing is run: the tables of all runs kept so far
     ... --json                                     the last line is one JSON object
 
 The calls pay for everything a strategy decides with: train, validation, rewrites; cached answers count too. The bench
@@ -14,8 +15,9 @@ interrupted ones go on. Intervals of test quality are over seeds and examples, b
 configuration with the best mean on train less one deviation, as an onlooker believes who sees all trials, the same for
 every strategy; at the end it is the recommended one. The gap is the quality reported (on validation, without the luck
 of the choice) less that on test; `gap_points` of the line of JSON is the mean over tasks of the absolute value of each
-task's mean gap over seeds. A folder that holds a run with other settings is never used. The exit status is 0 where no
-run failed.
+task's mean gap over seeds. A folder that holds a run with other settings is never used. With --kept, what is kept in
+scripts/bench_search.parquet (or the file given) counts as finished, and every run that finishes is kept there. The exit
+status is 0 where no run failed.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import landscape
 import numpy as np
 import record_landscape
 from bench_figures import Floats, alike, calls_ratio, calls_to_reach, crossed, figures, hypervolumes, mean, mean_curve
+from bench_kept import Kept
 from bench_picture import picture
 from bench_runs import STRATEGIES, Case, Run, carry_out, read
 
@@ -44,6 +47,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 LANDSCAPES = ROOT / "tests" / "landscape"
+KEPT = ROOT / "scripts" / "bench_search.parquet"
 TASKS = ("snips7", "trec", "sst2")
 CALLS, LONG = 600, 2000
 OURS = "evolve"
@@ -222,13 +226,17 @@ def summed(runs: Sequence[Run], todo: Sequence[Case], calls: int) -> dict[str, o
     return figures(test, ratios, gaps, shares)
 
 
-def carried_through(todo: Sequence[Case]) -> list[str]:
-    """Carry out what is not finished; what failed, and why."""
+def carried_through(todo: Sequence[Case], kept: Kept | None = None) -> list[str]:
+    """Carry out what is neither finished nor kept; what failed, and why."""
 
     def announced(case: Case) -> None:
+        if kept is not None and not case.begun() and kept.read(case) is not None:
+            return
         if not case.finished:
             print(f"{case.name} ...", flush=True)
         carry_out(case)
+        if kept is not None and (run := read(case)) is not None:
+            kept.keep(case, run)
 
     return each(announced, todo)[1]
 
@@ -246,22 +254,25 @@ def each(do: Callable[[Case], T], todo: Sequence[Case]) -> tuple[list[T], list[s
 
 def real(given: argparse.Namespace, todo: Sequence[Case]) -> Made:
     """Carry out what is missing, then tables and picture of what is there. Raises: ConfigError."""
-    some = picked(todo, given.only)
-    failed = [] if given.collect else carried_through(some)
-    there, unread = each(read, todo)
+    some, kept = picked(todo, given.only), None if given.kept is None else Kept(given.kept)
+    failed = [] if given.collect else carried_through(some, kept)
+    there, unread = each(lambda case: read(case) or (None if kept is None else kept.read(case)), todo)
     failed = list(dict.fromkeys([*failed, *unread]))
     runs = [run for run in there if run is not None]
     found = by(runs, given.calls)
     for task, row in found.items():
         one = next(case for case in todo if case.task == task)
         show(task, row, configs.load(one.config, one.sets).objectives)
-    print("\n".join([f"\n{len(runs)} of {len(todo)} runs are there", *failed]))
+    aged = kept.aged(todo) if kept is not None else 0
+    older = f"; {aged} of those kept were made with other code of the search than this" if aged else ""
+    print("\n".join([f"\n{len(runs)} of {len(todo)} runs are there{older}", *failed]))
     if runs:
         panels = {
             task: {name: mean_curve([run.curve for run in ones], 0.0) for name, ones in row.items()}
             for task, row in found.items()
         }
         path = given.out / "curves.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(picture(panels, "LLM calls", "test quality of the incumbent"))
         print(f"curves: {path}")
     return summed(runs, todo, given.calls), failed
@@ -322,6 +333,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--record", metavar="TASK", help="record a landscape, or convert TASK.jsonl")
     parser.add_argument("--label-names", default="as_is", help="with --record: ways of showing labels to record")
     parser.add_argument("--collect", action="store_true", help="run nothing, show what is there")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        nargs="?",
+        const=KEPT,
+        metavar="FILE",
+        help="count what is kept there, and keep what is run",
+    )
     parser.add_argument("--only", action="append", default=[], metavar="TASK:STRATEGY:SEED", help="run only these")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
