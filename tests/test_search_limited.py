@@ -130,6 +130,15 @@ def test_candidates_that_break_limits_do_not_get_all_of_train() -> None:
 
 
 @pytest.mark.usefixtures("world")
+def test_reflection_is_told_of_the_limits_that_are_broken_and_only_then() -> None:
+    _, trials = line(*limited(LONG))
+    told = [(one.proposal.parents[0], one.proposal.hints["broken"]) for one in trials if "broken" in one.proposal.hints]
+    assert {words(genome) > LONGEST for genome, _ in told} == {False, True}
+    for genome, said in told:
+        assert said == (f"tokens <= 160 (it has {20 * words(genome)})" if words(genome) > LONGEST else "")
+
+
+@pytest.mark.usefixtures("world")
 def test_all_right_is_not_the_end_while_limits_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def perfect(genome: Genome, item: Item) -> Evaluation:
         return measured(genome, item).model_copy(update={"quality": 1.0, "validator": 1.0})

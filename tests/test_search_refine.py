@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -413,6 +414,26 @@ def test_the_sign_test_is_exact() -> None:
         child = one("c", [0.0] * losses + [1.0] * (10 - losses))
         assert behind(child, parent, alpha) is sure
     assert not behind(one("c", [float("nan")] * 10), parent, 0.9)
+
+
+def test_one_as_good_as_the_leader_is_seldom_sent_away_for_being_surely_behind(tmp_path: Path) -> None:
+    from test_search_memory import one
+
+    refine, rng = strategy(World(tmp_path).plan.optimizer()), np.random.default_rng(5)
+    size, count, times, sent = 80, 8, 400, 0
+    refine._parts = tuple((Item(split="train", example=str(part)),) for part in range(count))
+    refine._every = refine._held = np.arange(size)
+    nobody = one("n", [0.0] * size)
+    for _ in range(times):
+        leader, child = (rng.random(size) < 0.6).astype(float), (rng.random(size) < 0.6).astype(float)
+        for known in range(size // count, size, size // count):
+            left = size - known
+            if child[:known].sum() + left < leader.sum():
+                break  # It can no longer win, whatever is to come.
+            if refine._lost(one("c", [*child[:known], *[math.nan] * left]), nobody, one("l", [*leader])):
+                sent += 1
+                break
+    assert 0 < sent / times <= refine._ground.settings.alpha
 
 
 def test_the_calls_of_an_operator_are_those_that_its_candidates_took() -> None:

@@ -82,9 +82,11 @@ async def test_everything_it_needs_is_in_the_question() -> None:
         "memory": "- worked: named the labels",
         "preserve": ({"example": "t7", "twin": 0, "input": "my card is lost", "expected": "card", "output": "login"},),
         "rejected": ("Pick any of {labels}.",),
+        "broken": "tokens <= 160 (it has 260)",
     }
     _, asked = await reflect(answer(NEW), hints)
     for part in (
+        "LIMITS THAT IT BREAKS, AND THAT HAVE TO BE KEPT BEFORE ANYTHING ELSE]\ntokens <= 160 (it has 260)\n",
         "5 right, 3 failing.",
         "'billing' where 'delivery' is right: 1 times. Fix: state what tells 'delivery' from 'billing'",
         "Input: where is my parcel",

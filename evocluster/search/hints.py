@@ -98,6 +98,11 @@ def _rejected(ground: Ground, parents: Sequence[Individual], rng: np.random.Gene
     return ground.memory.rejected(parents[0].genome.id)
 
 
+def _broken(ground: Ground, parents: Sequence[Individual], rng: np.random.Generator) -> Json:
+    """The constraints that the first parent breaks and by what value, in words; empty where it keeps them."""
+    return parents[0].limits.broken(parents[0].tally("train"))
+
+
 HINTS: Mapping[str, Hint] = {
     "failing": failing,
     "disputed": disputed,
@@ -108,6 +113,7 @@ HINTS: Mapping[str, Hint] = {
     "memory": _memory,
     "preserve": _preserve,
     "rejected": _rejected,
+    "broken": _broken,
     "mutation_prompt": breed_hints.mutation_prompt,
     "description": breed_hints.description,
     "ranked": breed_hints.ranked,

@@ -274,10 +274,11 @@ class Refine:
         """
         known = values(one, self._held)
         most = float(np.where(np.isnan(known), 1.0, known).mean())
-        alpha = self._ground.settings.alpha
+        # A candidate is looked at after every part, so the error is shared by the parts.
+        alpha = self._ground.settings.alpha / len(self._parts)
         if excess(one, current) >= 0:
             hopeless = not accepts(quality(current, self._held), most)
-            if hopeless or behind(one, current, alpha / len(self._parts)):
+            if hopeless or behind(one, current, alpha):
                 return True
         if leader is None or excess(one, leader) < 0:
             return False

@@ -105,7 +105,7 @@ class Reflect:
     name: str = "reflect"
     arity: int = 1
     calls: int = 1
-    needs: tuple[str, ...] = ("cases", "counts", "memory", "held", "preserve", "rejected")
+    needs: tuple[str, ...] = ("cases", "counts", "memory", "held", "preserve", "rejected", "broken")
 
     async def vary(
         self,
@@ -174,6 +174,7 @@ def blocks(hints: Mapping[str, Json]) -> list[tuple[str, str]]:
     cases, counts = hints.get("cases", ()), hints.get("counts", {})
     named = (
         ("RESULTS", measured(cases, counts.get("shown", ()))),
+        ("LIMITS THAT IT BREAKS, AND THAT HAVE TO BE KEPT BEFORE ANYTHING ELSE", str(hints.get("broken", ""))),
         ("CASES", _cases(cases)),
         ("HELD-BACK EXAMPLES, DESCRIBED ONLY", described(hints.get("held", ()), counts.get("held", ()), cases)),
         ("ANSWERED RIGHT SO FAR, AND MUST STAY RIGHT", _preserved(hints.get("preserve", ()))),
