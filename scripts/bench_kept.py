@@ -113,7 +113,8 @@ def _key(row: Mapping[str, Any]) -> Key:
 
 def settings(case: Case) -> str:
     """A digest of what a case's settings decide. Raises: errors.ConfigError."""
-    told = case.settings().model_dump(mode="json", exclude_defaults=True)
+    config = case.settings()
+    told = _with_kinds(config.model_dump(mode="json", exclude_defaults=True), config.model_dump(mode="json"))
     for name in ("cache", "python_path"):
         told.pop(name, None)
     data = told.get("task", {}).get("data")
@@ -121,6 +122,16 @@ def settings(case: Case) -> str:
         files = {name: value for name, value in data.items() if name in ("train", "validation", "test")}
         data.update({name: "/".join(Path(value).parts[-NAMED:]) for name, value in files.items() if value})
     return digest(told)
+
+
+def _with_kinds(told: Any, whole: Any) -> Any:
+    """What differs from the defaults, with every `kind`, without which it would not say of what the defaults are."""
+    if isinstance(told, dict):
+        kind = {"kind": whole["kind"]} if "kind" in whole else {}
+        return {**kind, **{name: _with_kinds(value, whole[name]) for name, value in told.items()}}
+    if isinstance(told, list):
+        return [_with_kinds(one, other) for one, other in zip(told, whole, strict=True)]
+    return told
 
 
 @cache

@@ -66,7 +66,8 @@ def test_a_run_is_found_by_what_its_settings_decide(tmp_path: Path) -> None:
     kept = Kept(path)
     assert kept.read(case(tmp_path / "other", out=tmp_path / "elsewhere")) == RUN, "in another folder"
     assert kept.read(replace(one, sets=(*one.sets, "search.alpha=0.2"))) == RUN, "a default that is written out"
-    for text in ("search.alpha=0.1", "search.block=3", "task.data.limit=8", "task.data.test=other.jsonl"):
+    other = ("search.alpha=0.1", "search.block=3", "task.data.limit=8", "task.data.test=other.jsonl")
+    for text in (*other, "task.scorers=[{kind: exact}]"):
         assert kept.read(replace(one, sets=(*one.sets, text))) is None, text
     for change in ({"seed": 2}, {"calls": 151}, {"strategy": "breed"}):
         assert kept.read(replace(one, **change)) is None
