@@ -12,7 +12,7 @@ from reflect_world import write
 from evocluster import build
 from evocluster.cli import show
 from evocluster.config import load
-from evocluster.report.caveats import caveats
+from evocluster.report.caveats import caveats, stop_reason
 from evocluster.report.found import Found
 from evocluster.report.wasted import wasted
 
@@ -37,6 +37,17 @@ def test_reflections_without_a_prompt_are_counted_and_explained(weak: Found) -> 
     )
     assert said.endswith("name it under search.reflector.")
     assert {"kind": "note", "text": said} in caveats(weak, None, 0, 1, True)
+
+
+def test_refinement_that_has_nothing_left_does_not_say_that_every_configuration_was_tried(weak: Found) -> None:
+    assert weak.run["stop_reason"] == "exhausted"
+    said = stop_reason(weak)
+    assert said == "nothing was left to repair, or reflection had brought no new prompt for several rounds"
+    weak.run["exploring"] = False
+    try:
+        assert stop_reason(weak) == "neither the population nor refinement had more to try"
+    finally:
+        del weak.run["exploring"]
 
 
 def test_the_same_reason_in_other_words_is_one_reason(tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def refined_from(proposals: list[Proposal]) -> int:
     return next(one.number for one in proposals if one.number > last and one.purpose in ("search", "extend"))
 
 
+def returned(asked: list[Proposal], cut: int) -> int:
+    """The first proposal of the population after refinement, which began at `cut`; their number where none is."""
+    children = (one.number for one in asked[cut:] if one.purpose == "search" and one.operator != "reflect")
+    return next(children, len(asked))
+
+
 def test_it_explores_and_then_refines_the_winner() -> None:
     optimizer, world = search(Search(**STEADY), Budget(calls=1600))
     refining: list[int] = []
@@ -56,11 +62,12 @@ def test_it_explores_and_then_refines_the_winner() -> None:
     asked = ordered(trials)
     assert optimizer.stop_reason == "calls"
     cut = min(refining)
+    back = returned(asked, cut)
     before = [one for one in asked[:cut] if one.purpose == "search"]
-    after = [one for one in asked[cut:] if one.purpose == "search"]
+    after = [one for one in asked[cut:back] if one.purpose == "search"]
     assert len({one.operator for one in before}) > 2
     assert {one.operator for one in after} == {"reflect"}
-    assert len(after) >= 6
+    assert len(after) >= 18, "six rounds of three before it may be left"
     winner = after[0].parents[0]
     known = {item for trial in trials if trial.genome == winner for item in trial.proposal.items}
     assert known >= set(ITEMS["train"]), "all of train is known of the winner before it is refined"
@@ -155,6 +162,55 @@ def test_a_population_that_is_worn_out_hands_over() -> None:
     assert optimizer.done
     assert str(optimizer.stop_reason).startswith(("exhausted", "failures", "generations"))
     assert optimizer.front()
+
+
+def in_vain(workers: int = 1, selection: str = "race") -> tuple[Optimizer, list[Trial]]:
+    """A search whose model cannot reflect."""
+    given = {**SMALL, "selection": selection, "operators": ("mutate", "demos", "crossover", "reflect")}
+    optimizer, world = search(Search(**given), Budget(calls=1600))
+    world.broken = ("reflect",)
+    return optimizer, drive(optimizer, world.run, np.random.default_rng(workers), workers)
+
+
+@pytest.mark.parametrize("selection", ["race", "steady"])
+def test_where_refinement_comes_to_a_stand_the_population_goes_on(selection: str) -> None:
+    optimizer, trials = in_vain(selection=selection)
+    asked = ordered(trials)
+    vain = [one for one in asked if one.operator == "reflect"]
+    first = next(at for at, one in enumerate(vain) if all(it.hints == one.hints for it in vain[at : at + 3]))
+    back = returned(asked, vain[first].number)
+    tried = [one for one in asked[vain[first].number : back] if one.purpose == "search"]
+    assert len(tried) == 18, "six rounds of three"
+    assert {one.operator for one in asked[back:] if one.purpose == "search"} - {"seed"} <= {
+        *("mutate", "demos", "crossover", "reflect")
+    }
+    assert sum(trial.total.calls for trial in trials if trial.proposal.number >= back) > 150, "the rest of the budget"
+    assert optimizer.stop_reason == "calls"
+    told = optimizer.progress()
+    assert told["refine"] == {"rounds": 6, "accepted": 0}
+    assert told["exploring"] is False
+
+
+def test_arrival_order_changes_nothing_after_the_return_either() -> None:
+    first, trials = in_vain()
+    second, again = in_vain(7)
+    assert ordered(again) == ordered(trials)
+    assert second.front() == first.front()
+
+
+def test_a_single_block_is_known_to_the_population_once_its_halves_are() -> None:
+    given = Search(**{**SMALL, "block": 64})
+    optimizer, world = search(given, Budget(calls=3000))
+    trials = drive(optimizer, world.run)
+    assert optimizer.progress()["refine"]["rounds"] >= 6
+    seen = [
+        (trial.genome.id, item)
+        for trial in trials
+        if trial.genome is not None and trial.proposal.purpose in ("seed", "search", "extend")
+        for item in trial.proposal.items
+        if trial.proposal.operator == "evaluate"
+    ]
+    assert len(seen) == len(set(seen)), "nobody is asked anything twice"
 
 
 def test_arrival_order_and_workers_change_nothing() -> None:

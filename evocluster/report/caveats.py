@@ -31,11 +31,15 @@ REASONS: Mapping[str, str] = {
     "stall": "the hypervolume had stopped growing",
     "exhausted": "every configuration in the space had been tried",
 }
+REFINED = "nothing was left to repair, or reflection had brought no new prompt for several rounds"
+"""The last of them, where a prompt was refined."""
 
 
 def stop_reason(result: Found) -> str | None:
     """What ended the search, in words; None while it goes on."""
     reason = result.run.get("stop_reason")
+    if reason == "exhausted" and result.run.get("refine"):
+        return REFINED if "exploring" not in result.run else "neither the population nor refinement had more to try"
     return None if not reason else REASONS.get(str(reason), str(reason))
 
 

@@ -48,6 +48,8 @@ from evocluster.search.rounds import (
 
 BARREN = 6
 """Rounds in a row of which no new genome came, before there is nothing left to try."""
+VAIN = 6
+"""Rounds in a row without a successor after which refinement stands still."""
 OPERATOR = "reflect"
 
 
@@ -71,6 +73,8 @@ class Refine:
         self._rounds = 0
         self._accepted = 0
         self._barren = 0
+        self._vain = 0
+        """Rounds in a row that gave the current one no successor."""
         if current is None:
             _given_only(ground)
 
@@ -80,6 +84,11 @@ class Refine:
 
     def finish(self) -> None:
         """Nothing is left: whoever was evaluated was offered to the population."""
+
+    @property
+    def stands(self) -> bool:
+        """No round is under way, and the last `VAIN` brought nothing better: whoever can do something else may."""
+        return self._round is None and self._vain >= VAIN
 
     def told(self) -> dict[str, Any]:
         """For progress: rounds begun, and how many gave the current prompt a successor."""
@@ -192,6 +201,9 @@ class Refine:
         if proposal.items in ground.blocks:
             one.blocks.add(ground.block_of(proposal))
         ground.learn(one, trial)
+        if covered(one, self._every):
+            # Halves of a single block, too.
+            one.blocks.update(range(len(ground.blocks)))
         if ground.population.get(one.genome.id) is not None:
             ground.population.changed()
         else:
@@ -293,6 +305,7 @@ class Refine:
             ground.credit.count(OPERATOR, kept, candidate.calls)
             if candidate.one is not None and candidate.state != "known":
                 ground.memory.tell(candidate.one, current, kept, now.number)
+        self._vain = 0 if winner is not None else self._vain + 1
         self._barren = 0 if now.transient or now.among("through", "behind") else self._barren + 1
         if winner is None:
             ground.focus.tire(now.hints["cases"], broken or self._harm(now.among("behind"), current))
