@@ -60,7 +60,9 @@ def test_the_same_reason_in_other_words_is_one_reason(tmp_path: Path) -> None:
 
 def test_the_end_of_a_run_says_it(weak: Found, capsys: pytest.CaptureFixture[str]) -> None:
     show.print_result(weak, as_json=False)
-    assert wasted(weak)[0] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert wasted(weak)[0] in said
+    assert "The search ended by: exhausted (nothing was left to repair, or reflection had brought no new" in said
 
 
 def test_where_no_model_was_asked_there_is_nothing_to_say(tmp_path: Path) -> None:

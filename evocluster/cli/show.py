@@ -136,6 +136,8 @@ def _legend(result: Found) -> str:
 
 
 def _print_run(console: Console, result: Found, front: bool) -> None:
+    from evocluster.report.caveats import stop_reason
+
     run = result.run
     spent = f"{run.get('evaluations', 0)} evaluations, {run.get('calls', 0)} calls "
     spent += f"({run.get('cached', 0)} from the cache), ${run.get('paid_usd', 0.0):.4f} spent "
@@ -143,7 +145,8 @@ def _print_run(console: Console, result: Found, front: bool) -> None:
     lines = [f"Status: {result.status}" + ("" if front else ", no front yet")]
     lines.append(f"Spent: {spent}")
     restarts = f", after {count} restart{'s' * (count > 1)}" if (count := int(run.get("restarts") or 0)) else ""
-    lines.append(f"The search ended by: {run.get('stop_reason') or 'nothing yet'}{restarts}")
+    meant = f" ({stop_reason(result)})" if run.get("stop_reason") == "exhausted" else ""
+    lines.append(f"The search ended by: {run.get('stop_reason') or 'nothing yet'}{meant}{restarts}")
     for text in lines:
         console.print(plain(text), soft_wrap=True)
     if front and (hint := result.barren):
