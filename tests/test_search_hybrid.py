@@ -191,6 +191,18 @@ def test_where_refinement_comes_to_a_stand_the_population_goes_on(selection: str
     assert told["exploring"] is False
 
 
+def test_a_model_that_cannot_be_asked_is_no_sign_that_refinement_stands() -> None:
+    optimizer, world = search(Search(**SMALL), Budget(calls=1600))
+
+    def run(proposal: Proposal) -> Trial:
+        gone = proposal.operator == "reflect" and not strategy(optimizer).exploring
+        return Trial(proposal=proposal, error="model fake: not reachable") if gone else world.run(proposal)
+
+    drive(optimizer, run)
+    assert optimizer.progress()["refine"]["rounds"] > 6
+    assert str(optimizer.stop_reason).startswith("failures")
+
+
 def test_arrival_order_changes_nothing_after_the_return_either() -> None:
     first, trials = in_vain()
     second, again = in_vain(7)

@@ -74,7 +74,7 @@ class Refine:
         self._accepted = 0
         self._barren = 0
         self._vain = 0
-        """Rounds in a row that gave the current one no successor."""
+        """Rounds in a row that gave the current one no successor, though the model could be asked."""
         if current is None:
             _given_only(ground)
 
@@ -305,7 +305,7 @@ class Refine:
             ground.credit.count(OPERATOR, kept, candidate.calls)
             if candidate.one is not None and candidate.state != "known":
                 ground.memory.tell(candidate.one, current, kept, now.number)
-        self._vain = 0 if winner is not None else self._vain + 1
+        self._vain = 0 if winner is not None else self._vain + (not now.transient)
         self._barren = 0 if now.transient or now.among("through", "behind") else self._barren + 1
         if winner is None:
             ground.focus.tire(now.hints["cases"], broken or self._harm(now.among("behind"), current))
