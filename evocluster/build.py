@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from typing import Any, Literal, TypeVar
 from evocluster import config as configs
 from evocluster.config import Config
 from evocluster.engine.aside import aside
-from evocluster.engine.engine import Engine, carry
+from evocluster.engine.engine import Engine
 from evocluster.engine.folder import Folder
 from evocluster.engine.forecast import forecast
-from evocluster.engine.runner import LocalRunner, Runner
+from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Meter, Worker
 from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
 from evocluster.llm.cached import LocalCache
@@ -36,6 +35,7 @@ from evocluster.llm.stack import Stack
 from evocluster.records import Evaluation, Genome, Item, Split, canonical, digest
 from evocluster.report.chosen import chosen, repairs, unchanged
 from evocluster.report.result import Result
+from evocluster.running import carry_out
 from evocluster.search.across import Tasks
 from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
@@ -301,78 +301,13 @@ def optimize(
 
 
 def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
-    settings = plan.config.engine
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
-    if settings.runner == "local":
-        stop = threading.Event()
-        asked = partial(_either, interrupted, stop)
-        status = aside(partial(_run_local, plan, path, fresh, show, asked), stop)
-    else:
-        status = _run_ray(plan, path, fresh, show, interrupted)
+    make = partial(engine, plan, path, fresh)
+    status = carry_out(make, plan.worker(), plan.stack, plan.config, show=show, interrupted=interrupted)
     result = Result(path)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)
     return result
-
-
-def _run_ray(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> str:
-    from evocluster.cluster.population import drive
-    from evocluster.cluster.runner import Layout
-
-    settings = plan.config.engine
-    return drive(
-        partial(engine, plan, path, fresh),
-        plan.worker(),
-        plan.stack,
-        plan.config.cache.folder(),
-        Layout(settings.in_flight, settings.workers),
-        address=settings.address,
-        show=show,
-        interrupted=interrupted,
-        caching=plan.config.cache.enabled,
-    )
-
-
-def _run_local(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> str:
-    return asyncio.run(_local(plan, path, fresh, show, interrupted))
-
-
-async def _local(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> str:
-    from evocluster.store.cache import DiskCache
-
-    settings = plan.config.engine
-    count = min(settings.workers or 1, settings.in_flight)
-    with ExitStack() as held:
-        cache = None
-        if plan.config.cache.enabled:
-            folder = plan.config.cache.folder()
-            disk = DiskCache(folder) if folder else None
-            if disk is not None:
-                held.callback(disk.close)
-            cache = LocalCache(disk)
-        shares = [settings.in_flight // count + (index < settings.in_flight % count) for index in range(count)]
-        servers: list[Any] = []
-        try:
-            urls = await _serving(plan.stack, servers)
-            workers = [plan.worker().sized(share, plan.stack.attached(urls, count)) for share in shares]
-            runner = LocalRunner(workers, cache)
-            return await carry(engine(plan, path, fresh, runner), show=show, interrupted=interrupted)
-        finally:
-            for server in servers:
-                await server.stop()
-
-
-async def _serving(stack: Stack, started: list[Any]) -> dict[str, tuple[str, ...]]:
-    """Start the servers of the embedded models here: name -> addresses; `started` gets what has to be stopped."""
-    urls: dict[str, tuple[str, ...]] = {}
-    for name, model in stack.hosted().items():
-        started.append(model)
-        urls[name] = await model.start()
-    return urls
-
-
-def _either(interrupted: Callable[[], bool], stop: threading.Event) -> bool:
-    return interrupted() or stop.is_set()
 
 
 def embedded_models() -> list[tuple[str, str, Path | None]]:

@@ -45,8 +45,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "report",
             "cluster",
             "online",
+            "running",
         ),
     ),
+    "running": (*FOUNDATION, "llm", "store", "engine", "config", "cluster"),
     "cli": (*FOUNDATION, "build", "config", "document", "complaints", "report"),
     "__init__": (
         *("build", "config", "records", "llm.client"),
