@@ -12,7 +12,7 @@ import asyncio
 import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.portable import Portable, call
+from evocluster.llm.prices import Price
 from evocluster.llm.stack import Stack
 from evocluster.records import Evaluation, Genome, Item, Split, canonical, digest
 from evocluster.report.chosen import chosen, repairs, unchanged
@@ -41,6 +42,7 @@ from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
+from evocluster.store.files import read_json
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits
 from evocluster.tasks.evaluate import Evaluator
@@ -205,13 +207,15 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     optimizer, facts = plan.optimizer(), plan.facts()
     folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
     try:
-        if not fresh and (path / "run.json").exists():
-            facts["started_at"] = folder.unchanged(facts).get("started_at")
+        earlier = folder.unchanged(facts) if not fresh and (path / "run.json").exists() else {}
+        facts["started_at"] = earlier.get("started_at")
+        now = {name: price.model_dump() for name, price in plan.stack.prices().items()}
+        facts["prices"] = earlier.get("prices") or now
         folder.keep_examples({split: plan.splits.of(split) for split in SPLITS})
     except BaseException:
         folder.close()
         raise
-    facts.setdefault("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
+    facts["started_at"] = facts["started_at"] or datetime.now(UTC).isoformat(timespec="seconds")
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
 
@@ -257,7 +261,16 @@ def resume(
     if (path / "run.json").exists() and Result(path).status == "finished":
         say(f"{path} is finished; nothing to do")
         return Result(path)
-    return _carry_out(found, path, False, show, interrupted)
+    return _carry_out(_at_its_prices(found, path), path, False, show, interrupted)
+
+
+def _at_its_prices(plan: Plan, path: Path) -> Plan:
+    """The plan at the prices that its run began with: a list that changed since changes nothing in it."""
+    if not (path / "run.json").exists():
+        return plan
+    told = read_json(path / "run.json").get("prices") or {}
+    prices = {name: Price(**price) for name, price in told.items()}
+    return replace(plan, stack=plan.stack.priced(prices))
 
 
 def _change(path: Path, config: Config) -> None:
