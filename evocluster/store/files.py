@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,36 @@ def append_line(path: Path, text: str) -> None:
     A half line left by a crash is closed first, so it never joins with the new one.
     Raises: StoreError; the file is then as it was. ValueError when `text` holds a line break.
     """
-    if "\n" in text or "\r" in text:
-        raise ValueError(f"a line cannot hold a line break: {text[:80]!r}; encode it, e.g. as JSON")
+    append_lines(path, [text])
+
+
+def append_lines(path: Path, texts: Sequence[str]) -> None:
+    """Append whole lines, all or none; see `append_line`. Raises: StoreError; ValueError."""
+    for text in texts:
+        if "\n" in text or "\r" in text:
+            raise ValueError(f"a line cannot hold a line break: {text[:80]!r}; encode it, e.g. as JSON")
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            write_whole(handle, b"\n" * torn + text.encode() + b"\n", size)
+            lines = "".join(f"{text}\n" for text in texts)
+            write_whole(handle, b"\n" * torn + lines.encode(), size)
         finally:
             os.close(handle)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file of a run folder, byte for byte. Raises: RunDamaged when it cannot be read or is not UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunDamaged(
+            f"{str(path)!r} cannot be read ({getattr(error, 'strerror', None) or error}): restore it from a copy, or "
+            "start a new run in another folder"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
