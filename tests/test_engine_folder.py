@@ -11,7 +11,7 @@ import pytest
 from small import edited
 
 from evocluster.engine.folder import COLUMNS, Folder, recipe, rows
-from evocluster.errors import RunDamaged, RunExists, StoreError
+from evocluster.errors import RunDamaged, RunExists, RunHeld
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
 
 
@@ -54,7 +54,7 @@ def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
 
 def crash(folder: Folder) -> None:
     """Forget the folder without closing it, as a killed process does."""
-    folder._table._release()
+    folder._table.leave()
     folder._held.close()
 
 
@@ -113,7 +113,7 @@ def test_a_folder_that_exists_is_refused_with_the_way_on(tmp_path: Path) -> None
 
 def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(RunHeld, match="in use"):
         Folder.open(tmp_path / "run")
     folder.close()
     Folder.open(tmp_path / "run").close()

@@ -21,7 +21,7 @@ from small import LABELS, edited, settings, small_config, write_config
 from evocluster import build
 from evocluster.engine.engine import carry
 from evocluster.engine.runner import LocalRunner, Runner
-from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld, StoreError
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 
@@ -363,7 +363,7 @@ def test_two_runs_on_one_folder_are_kept_apart(tmp_path: Path) -> None:
     build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
     edited(tmp_path / "run", status="running")
     held = Folder.open(tmp_path / "run")
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(RunHeld, match="in use"):
         build.resume(tmp_path / "run")
     held.close()
 

@@ -273,8 +273,7 @@ def test_every_damage_of_a_tail_or_its_receipts_is_noticed(tmp_path: Path) -> No
                     continue
                 try:
                     table = Table.open(tmp_path, COLUMNS)
-                except RunDamaged as error:
-                    assert "restore the tail and its .receipts from a copy" in str(error)
+                except RunDamaged:
                     assert (tmp_path / name).read_bytes() == content
                 else:
                     assert flat(table) == expected

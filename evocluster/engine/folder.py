@@ -7,7 +7,7 @@
     examples.jsonl     one line an example: split, id, input, expected, meta
     front.json         the front with intervals
     SHA256SUMS         digests of what is written once, and in the end of everything: sha256sum -c SHA256SUMS
-    .lock              held by the one writer
+    .lock, .lease/     held by the one writer: on its machine, and wherever the folder is shared
 
 A trial is durable before it counts: its genome's line first, then its rows as one batch. Resume is replay. Every byte
 that a resume depends on is under a digest: run.json and each line of genomes.jsonl hold their own, the table's tail
@@ -28,6 +28,7 @@ from evocluster.errors import RunDamaged, RunExists
 from evocluster.records import Evaluation, Example, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
 from evocluster.store import table as tables
 from evocluster.store.files import append_lines, lock, read_text, unwritable, write_atomic
+from evocluster.store.lease import Lease, holding
 from evocluster.store.sums import SUMS, Sums, changed, read_sealed, sealed, unsealed
 from evocluster.store.table import Table
 from evocluster.telemetry import log
@@ -217,8 +218,11 @@ def _stored(batch: Sequence[Mapping[str, Any]]) -> Stored:
 class Folder:
     """One run on disk. Call order: create or open, replay, append and write, close."""
 
-    def __init__(self, path: Path, table: Table, genomes: dict[str, Genome], sums: Sums, held: ExitStack) -> None:
+    def __init__(
+        self, path: Path, table: Table, genomes: dict[str, Genome], sums: Sums, lease: Lease, held: ExitStack
+    ) -> None:
         self.path = path
+        self._lease = lease
         self._held = held
         self._table = table
         self._genomes = genomes
@@ -234,7 +238,7 @@ class Folder:
                 "or start another: --out FOLDER"
             )
         # What a start that failed at its first write leaves is in nobody's way.
-        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - {".lock", SUMS}):
+        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - {".lock", ".lease", SUMS}):
             raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
 
     @staticmethod
@@ -265,9 +269,11 @@ class Folder:
             raise unwritable(path, error) from error
         with ExitStack() as stack:
             stack.enter_context(lock(path))
+            lease = stack.enter_context(holding(path))
             sums = Sums(path)
             sums.write("config.yaml", config)
-            return cls(path, Table.create(path / "trials", COLUMNS, sums=sums), {}, sums, stack.pop_all())
+            table = Table.create(path / "trials", COLUMNS, sums=sums, guard=lease.check)
+            return cls(path, table, {}, sums, lease, stack.pop_all())
 
     @classmethod
     def open(cls, path: Path) -> Folder:
@@ -275,6 +281,7 @@ class Folder:
         cls.check_old(path)
         with ExitStack() as stack:
             stack.enter_context(lock(path))
+            lease = stack.enter_context(holding(path))
             cls.check(path)
             genomes, good = _read_genomes(path / "genomes.jsonl")
             if good is not None:
@@ -283,11 +290,18 @@ class Folder:
             sums = Sums.read(path) or _first_sums(path)
             sums.forget(LIVE)
             trials = path / "trials"
-            start = Table.open if trials.exists() else Table.create
-            return cls(path, start(trials, COLUMNS, sums=sums), genomes, sums, stack.pop_all())
+            if trials.exists():
+                table = Table.open(trials, COLUMNS, sums=sums, guard=lease.check, fresh=lease.doubtful)
+            else:
+                table = Table.create(trials, COLUMNS, sums=sums, guard=lease.check)
+            return cls(path, table, genomes, sums, lease, stack.pop_all())
 
     def append_many(self, trials: Sequence[Trial]) -> None:
-        """Keep trials in this order, all or none; they are on disk when this returns. Raises: errors.StoreError."""
+        """Keep trials in this order, all or none; they are on disk when this returns.
+
+        Raises: errors.StoreError; errors.RunHeld when another process took the folder over.
+        """
+        self._lease.check()
         lines: dict[str, str] = {}
         for trial in trials:
             if trial.genome is not None and trial.genome.id not in self._written:
@@ -339,6 +353,7 @@ class Folder:
 
     def reconfigure(self, config: str) -> None:
         """Replace config.yaml in one step. Raises: errors.StoreError."""
+        self._lease.check()
         self._sums.write("config.yaml", config)
 
     def genome(self, genome_id: str) -> Genome:
@@ -349,6 +364,7 @@ class Folder:
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Replace a JSON file of the folder in one step. Raises: errors.StoreError."""
+        self._lease.check()
         if name in LIVE:
             write_atomic(self.path / name, sealed(value, indent=1, ensure_ascii=False) + "\n")
         else:
@@ -361,8 +377,12 @@ class Folder:
     def close(self) -> None:
         """Seal the table, list the digest of every file, and let the folder go. Raises: errors.StoreError."""
         with self._held:
-            self._table.close()
-            self._sums.finish(LIVE)
+            try:
+                self._lease.check()
+                self._table.close()
+                self._sums.finish(LIVE)
+            finally:
+                self._table.leave()
 
 
 def _genome_line(genome: Genome, proposal: Proposal) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evocluster.errors import RunDamaged, StoreError
+from evocluster.errors import RunDamaged, RunHeld, StoreError
 
 
 def unwritable(path: Path, error: BaseException) -> StoreError:
@@ -134,7 +134,7 @@ def read_json(path: Path) -> Any:
 def lock(folder: Path) -> Iterator[None]:
     """Hold `folder` alone, by flock on its `.lock`, until the block ends or the process dies.
 
-    Raises: StoreError naming the holder. The file stays: removing it would let two holders in.
+    Raises: RunHeld naming the holder; StoreError. The file stays: removing it would let two holders in.
     """
     path = folder / ".lock"
     try:
@@ -153,7 +153,7 @@ def _take(handle: int, folder: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-        raise StoreError(
+        raise RunHeld(
             f"folder {str(folder)!r} is in use by process {holder}: one process at a time may write it; "
             "wait until that process ends, stop it, or choose another folder"
         ) from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evocluster.errors import RunDamaged
-from evocluster.store.files import write_whole
+from evocluster.store.files import write_atomic, write_whole
 
 _HEAD = "evocluster-receipts 1"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -115,7 +115,7 @@ class Verdict(NamedTuple):
 
     end: int
     """Bytes from the start."""
-    count: int
+    receipts: int
     """Receipts they belong to."""
     lost: int
     """Acknowledged appends that a loss of power took."""
@@ -168,8 +168,8 @@ class Receipts:
 
     @classmethod
     def create(cls, path: Path) -> Receipts:
-        """A new file, whose first line survives a loss of power. Raises: OSError."""
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        """A new file, whose first line survives a loss of power. Raises: OSError, also when there is one."""
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         try:
             made = cls(handle, 0, "")
             made._say(f"{_HEAD} {boot()}")
@@ -228,10 +228,9 @@ class Receipts:
 
 
 def adopt(path: Path, content: bytes) -> None:
-    """Receipts for the whole tail of an earlier version, as one append. Raises: OSError."""
-    made = Receipts.create(path)
-    try:
-        made.begin(0, content)
-        made.done(synced=True)
-    finally:
-        made.close()
+    """Receipts for the whole tail of an earlier version, as one append. Raises: StoreError."""
+    lines, chain = [], ""
+    for said in (f"{_HEAD} {boot()}", f"begin 0 {len(content)} {sha256(content).hexdigest()}", "synced"):
+        chain = _check(chain, said)
+        lines.append(f"{said} {chain}\n")
+    write_atomic(path, "".join(lines))

@@ -43,7 +43,10 @@ def changed(path: Path, why: str) -> RunDamaged:
 
 
 class Sums:
-    """The SHA256SUMS of one folder. Call order: `read` or construct, `verify`, `write` (or `expect` and `settle`), `finish`."""
+    """The SHA256SUMS of one folder.
+
+    Call order: `read` or construct, `verify`, any number of `write` (or `expect` and `settle`), `finish`.
+    """
 
     def __init__(self, folder: Path) -> None:
         """An empty list; nothing is written yet."""

@@ -36,6 +36,10 @@ _FILE = re.compile(r"(part|tail)-(\d{6,})\.(?:parquet|arrows)")
 _SYNC_S = 1.0
 
 
+def _nothing() -> None:
+    """The guard of a table that nobody else can write."""
+
+
 class Table:
     """Rows in the order they were appended. Call order: create or open, any number of append and read, close.
 
@@ -49,10 +53,12 @@ class Table:
         seal_rows: int,
         clock: Callable[[], float],
         sums: Sums | None,
+        guard: Callable[[], None],
     ) -> None:
         """Use `create` or `open`."""
         self._folder = folder
         self._sums = sums
+        self._guard = guard
         self._columns = dict(columns)
         self._seal_rows = seal_rows
         self._clock = clock
@@ -80,11 +86,12 @@ class Table:
         seal_rows: int = 20_000,
         clock: Callable[[], float] = time.monotonic,
         sums: Sums | None = None,
+        guard: Callable[[], None] = _nothing,
     ) -> Table:
         """A new table. `schema`: column name -> "string", "int64", "float64", "bool" or "list<string>".
 
         `seal_rows`: a tail of so many rows becomes a part; `clock` (seconds) paces the fsyncs; `sums`: the list of
-        the folder above, which gets the digests of the parts.
+        the folder above, which gets the digests of the parts; `guard`: raises when the table is no longer ours.
         Raises: RunExists when the folder holds a table; StoreError.
         """
         arrow.arrow_schema(schema)
@@ -95,7 +102,7 @@ class Table:
         parts, tails = _numbers(folder)
         if parts or tails:
             raise RunExists(f"{str(folder)!r} already holds a table; open it (resume), or choose another folder")
-        return cls(folder, schema, seal_rows, clock, sums)
+        return cls(folder, schema, seal_rows, clock, sums, guard)
 
     @classmethod
     def open(
@@ -106,15 +113,18 @@ class Table:
         seal_rows: int = 20_000,
         clock: Callable[[], float] = time.monotonic,
         sums: Sums | None = None,
+        guard: Callable[[], None] = _nothing,
+        fresh: bool = False,
     ) -> Table:
         """The table in `folder`, read whole once, ready to append.
 
         A half-written last append is cut off and logged (`torn_bytes`). Files of an earlier version, which lack
-        the last columns, stay as they are; what is appended has all columns.
+        the last columns, stay as they are; what is appended has all columns. `fresh`: seal the tail at once, so that
+        a writer who does not know that he was replaced appends to a file that nobody reads.
         Raises: RunDamaged when a part or the tail is not what was written, cannot be read whole, one is missing, or
         the schema is another; the folder is then as it was. StoreError when the folder cannot be written.
         """
-        table = cls(folder, schema, seal_rows, clock, sums)
+        table = cls(folder, schema, seal_rows, clock, sums, guard)
         parts, tails = _numbers(folder)
         _check_missing(folder, len(parts), tails, sums)
         for number in parts:
@@ -127,6 +137,8 @@ class Table:
             if table._number in tails:
                 table._recover()
             table._tidy()
+            if fresh:
+                table._seal()
         except OSError as error:
             raise unwritable(folder, error) from error
         return table
@@ -140,6 +152,7 @@ class Table:
         if self._closed or self._broken:
             why = "is closed" if self._closed else "could not take a failed append back"
             raise StoreError(f"the table {str(self._folder)!r} {why}: nothing can be appended; open it again (resume)")
+        self._guard()
         payload = arrow.batch_bytes(rows, self._columns)
         if self._tail_rows >= self._seal_rows:
             self._seal()
@@ -153,6 +166,7 @@ class Table:
             raise unwritable(_tail(self._folder, self._number), error) from error
         self._tail_rows += len(rows)
         self.rows += len(rows)
+        self._guard()
 
     def read(self) -> Iterator[list[dict[str, Any]]]:
         """All rows in the order of their appends, in lists of up to about 1,000 (lists are not appends).
@@ -175,6 +189,11 @@ class Table:
                 self._seal()
         finally:
             self._release()
+
+    def leave(self) -> None:
+        """Let go of the files as they are, as a kill of the process would."""
+        self._closed = True
+        self._release()
 
     def _tidy(self) -> None:
         for temp in self._folder.glob(".part-*.tmp"):
@@ -213,7 +232,7 @@ class Table:
         if told is None:
             receipts.adopt(beside, content[: self._size])
             told = receipts.read(beside)
-        self._receipts = Receipts.go_on(beside, told, verdict.count)
+        self._receipts = Receipts.go_on(beside, told, verdict.receipts)
         if arrow.earlier(path, self._columns):
             self._seal()
 
@@ -229,8 +248,9 @@ class Table:
 
     def _begin(self) -> None:
         path = _tail(self._folder, self._number)
+        # Never an existing file: it would be of another writer.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         self._receipts = Receipts.create(_receipts(self._folder, self._number))
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC
         try:
             self._handle = os.open(path, flags, 0o644)
             self._size = 0
@@ -238,6 +258,7 @@ class Table:
             self._write(arrow.schema_bytes(self._columns), sync=False)
         except OSError:
             self._release()
+            self._remove(self._number)
             raise
 
     def _write(self, payload: bytes, *, sync: bool) -> None:
@@ -296,6 +317,7 @@ class Table:
         name = f"{self._folder.name}/{part.name}"
         with replacing(part) as temp:
             arrow.write_part(temp, path.name, content)
+            self._guard()
             if self._sums is not None:
                 digest = digest_of(temp)
                 self._sums.expect(name, digest)
