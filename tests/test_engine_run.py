@@ -312,7 +312,12 @@ class Outage:
         self._inner.submit(proposal)
 
     async def next(self) -> Trial:
-        trial = await self._inner.next()
+        return self._meddled(await self._inner.next())
+
+    def ready(self) -> list[Trial]:
+        return [self._meddled(trial) for trial in self._inner.ready()]
+
+    def _meddled(self, trial: Trial) -> Trial:
         if trial.proposal.purpose != "test" or self.asked[trial.proposal.number] > self._times:
             return trial
         failed = [one.model_copy(update={"error": "model: Unreachable: gone"}) for one in trial.evaluations]
