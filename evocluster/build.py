@@ -259,6 +259,7 @@ def resume(
     if sets:
         _change(path, found.config)
     if (path / "run.json").exists() and Result(path).status == "finished":
+        Folder.check(path)
         say(f"{path} is finished; nothing to do")
         return Result(path)
     return _carry_out(_at_its_prices(found, path), path, False, show, interrupted)

@@ -17,6 +17,7 @@
     |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
     |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
     +-- BelowBar                    8   a measured figure is below what was asked for
+    +-- RunHeld                     9   another process writes this run folder: this one leaves
     +-- OperatorFailed              1   an operator made no child: becomes its trial's error
     +-- TooManyCalls                1   a pipeline asked more often than it said: becomes its evaluation's error
     +-- Interrupted               130   Ctrl-C: everything finished was saved
@@ -134,6 +135,12 @@ class BelowBar(EvoclusterError):
     """A figure that was measured is below the least that was asked for; the report was printed before it."""
 
     exit_code = 8
+
+
+class RunHeld(EvoclusterError):
+    """Another process writes the run folder, or took it over while this one gave no sign of life."""
+
+    exit_code = 9
 
 
 class OperatorFailed(EvoclusterError):

@@ -137,8 +137,8 @@ def test_a_folder_that_is_no_run_or_a_damaged_one(tmp_path: Path, verb: str) -> 
     config, run = write_config(tmp_path), tmp_path / "run"
     assert call("run", config, "--out", run).code == 0
     (run / "run.json").write_text("{")
-    refused(call(verb, run), 4, "run.json", "cannot be read")
-    (run / "run.json").write_text("[]")
+    refused(call(verb, run), 4, "run.json", "it is cut")
+    (run / "run.json").write_text("[]\n")
     refused(call(verb, run), 4, "run.json", "not a JSON object")
 
 

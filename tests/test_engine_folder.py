@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pandas
 import pytest
+from small import edited
 
 from evocluster.engine.folder import COLUMNS, Folder, recipe, rows
-from evocluster.errors import RunDamaged, RunExists, StoreError
+from evocluster.errors import RunDamaged, RunExists, RunHeld
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
 
 
@@ -48,6 +50,12 @@ def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
         usage=usage,
         error=error,
     )
+
+
+def crash(folder: Folder) -> None:
+    """Forget the folder without closing it, as a killed process does."""
+    folder._table.leave()
+    folder._held.close()
 
 
 def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
@@ -105,7 +113,7 @@ def test_a_folder_that_exists_is_refused_with_the_way_on(tmp_path: Path) -> None
 
 def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(RunHeld, match="in use"):
         Folder.open(tmp_path / "run")
     folder.close()
     Folder.open(tmp_path / "run").close()
@@ -114,12 +122,59 @@ def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
 def test_a_torn_genome_line_is_dropped_and_a_changed_one_refused(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
     folder.append(trial(0))
-    folder.close()
+    crash(folder)
     path = tmp_path / "run" / "genomes.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"id": "torn", "gen')
-    Folder.open(tmp_path / "run").close()
+    crash(Folder.open(tmp_path / "run"))
     assert path.read_text() == whole
     path.write_text(whole.replace("rubric 0", "rubric X"))
-    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: genome .* does not match"):
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: not a genome: its digest under 'sha256' does not fit"):
+        Folder.open(tmp_path / "run")
+    (tmp_path / "run" / "SHA256SUMS").unlink()  # as of a version without digests
+    line = json.loads(whole)
+    del line["sha256"]
+    path.write_text(json.dumps({**line, "id": "other"}) + "\n")
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: genome 'other' does not match"):
+        Folder.open(tmp_path / "run")
+
+
+def test_sha256sum_of_coreutils_checks_a_closed_folder(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    folder.append(trial(0))
+    folder.keep_examples({"train": []})
+    folder.write("run.json", {"status": "finished"})
+    folder.write("front.json", {"members": []})
+    folder.close()
+    command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=tmp_path / "run", capture_output=True, text=True, check=True)
+    names = ["config.yaml", "examples.jsonl", "front.json", "genomes.jsonl", "run.json", "trials/part-000001.parquet"]
+    assert done.stdout.splitlines() == [f"{name}: OK" for name in names]
+    Folder.check(tmp_path / "run")
+    (tmp_path / "run" / "front.json").write_text("{}")
+    with pytest.raises(RunDamaged, match=r"front\.json' is not as it was written: its sha256 is .* SHA256SUMS says"):
+        Folder.check(tmp_path / "run")
+
+
+def test_a_folder_without_digests_gets_them_when_it_is_opened(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    folder.append_many([trial(0), trial(1)])
+    folder.write("run.json", {"status": "running"})
+    crash(folder)
+    (tmp_path / "run" / "trials" / "tail-000001.receipts").unlink()
+    genomes = tmp_path / "run" / "genomes.jsonl"
+    lines = [
+        {key: value for key, value in json.loads(line).items() if key != "sha256"}
+        for line in genomes.read_text().splitlines()
+    ]
+    genomes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    edited(tmp_path / "run")
+    again = Folder.open(tmp_path / "run")
+    assert [stored.number for stored in again.replay()] == [0, 1]
+    assert again.read("run.json") == {"status": "running"}
+    crash(again)
+    assert (tmp_path / "run" / "trials" / "tail-000001.receipts").exists()
+    other = genomes.read_bytes().replace(b"rubric 1", b"rubric 2")
+    genomes.write_bytes(other)
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:2: not a genome"):
         Folder.open(tmp_path / "run")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evocluster.errors import RunDamaged, StoreError
+from evocluster.errors import RunDamaged, RunHeld, StoreError
 from evocluster.store.files import append_line, lock, read_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,10 +116,10 @@ def test_a_folder_has_one_holder_and_is_free_after_a_kill(tmp_path: Path) -> Non
     with child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match=f"in use by process {child.pid} "), lock(tmp_path):
+        with pytest.raises(RunHeld, match=f"in use by process {child.pid} "), lock(tmp_path):
             pass
         child.kill()
-    with lock(tmp_path), pytest.raises(StoreError, match=f"in use by process {os.getpid()} "), lock(tmp_path):
+    with lock(tmp_path), pytest.raises(RunHeld, match=f"in use by process {os.getpid()} "), lock(tmp_path):
         pass
     with lock(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")

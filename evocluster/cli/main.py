@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 unexpected, 2 config or data wrong (nothing spent), 3 the run folder exists, 4 a run folder is
 damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not be used, 8 a figure is below what was
-asked for, 130 interrupted (saved).
+asked for, 9 another process writes the run folder, 130 interrupted (saved).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ app = typer.Typer(
         "Example: evocluster run configs/quickstart.yaml; evocluster show runs/quickstart. "
         "Exit codes: 0 done, 1 unexpected, "
         "2 config or data, 3 run folder exists, 4 run folder damaged, 5 budget spent before a front, 6 disk, 7 model, "
-        "8 below what was asked, "
+        "8 below what was asked, 9 another process writes the run folder, "
         "130 interrupted (everything finished is saved)."
     ),
     no_args_is_help=True,

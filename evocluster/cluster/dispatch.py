@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from evocluster.engine.runner import arrived
 from evocluster.records import Proposal, Trial
 
 ATTEMPTS = 3
@@ -114,6 +115,10 @@ class Dispatch:
             raise outcome
         self._settled_below(outcome.proposal.number)
         return outcome
+
+    def ready(self) -> list[Trial]:
+        """See engine.runner.Runner."""
+        return arrived(self._done)
 
     def _settled_below(self, number: int) -> None:
         """Keep the memory of settled numbers flat: anything far behind cannot come back."""

@@ -187,6 +187,10 @@ class RayRunner:
         """The next finished trial. Raises: a worker's fatal error."""
         return await self.dispatch.next()
 
+    def ready(self) -> list[Trial]:
+        """See engine.runner.Runner."""
+        return self.dispatch.ready()
+
     async def close(self) -> None:
         """Let the workers end, then stop the servers they used."""
         import ray

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from evocluster.engine.folder import Folder, Stored, recipe
@@ -189,9 +189,10 @@ class Engine:
             if not self._flying:
                 self._try_again()
             else:
-                trial = await self._runner.next()
-                self._flying.pop(trial.proposal.number, None)
-                self._keep(trial)
+                trials = [await self._runner.next(), *self._runner.ready()]
+                for trial in trials:
+                    self._flying.pop(trial.proposal.number, None)
+                self._keep(trials)
             if not self._interrupted:
                 for proposal in self._ask():
                     self._runner.submit(proposal)
@@ -225,16 +226,26 @@ class Engine:
             self._write_status("running")
             self._optimizer.stop("minutes")
 
-    def _keep(self, trial: Trial) -> None:
+    def _keep(self, trials: Sequence[Trial]) -> None:
+        """Commit what came back together, in the order it came, up to a failure that ends the run."""
+        counting: list[Trial] = []
+        try:
+            for trial in trials:
+                counting += self._counting(trial)
+        finally:
+            self._commit(counting)
+
+    def _counting(self, trial: Trial) -> list[Trial]:
+        """What counts now that this trial is back. Raises: errors.ModelError when nothing but failures comes back."""
         if trial.evaluations and all(evaluation.error for evaluation in trial.evaluations):
             self._suspects.append(trial)
             if len(self._suspects) >= (STREAK if self._healthy else SUSPECTS):
                 self._raise_suspects()
-            return
-        if trial.evaluations:
-            self._healthy = True
-            self._settle_suspects()
-        self._commit(trial)
+            return []
+        if not trial.evaluations:
+            return [trial]
+        self._healthy = True
+        return [*self._settled_suspects(), trial]
 
     def _try_again(self) -> None:
         """Nothing is left that could tell a broken endpoint from bad genomes: what failed wholly is asked once more."""
@@ -242,7 +253,7 @@ class Engine:
         if not self._healthy or (again and len(self._suspects) >= SUSPECTS):
             self._raise_suspects()
         if again:
-            self._settle_suspects()
+            self._commit(self._settled_suspects())
             return
         suspects, self._suspects = self._suspects, []
         for trial in suspects:
@@ -250,12 +261,11 @@ class Engine:
             self._flying[trial.proposal.number] = trial.proposal
             self._runner.submit(trial.proposal)
 
-    def _settle_suspects(self) -> None:
+    def _settled_suspects(self) -> list[Trial]:
         """Trials that failed wholly while others went well count as what they are: bad genomes."""
         suspects, self._suspects = self._suspects, []
-        for trial in suspects:
-            # The first attempt is the one that was paid.
-            self._commit(self._tried_again.get(trial.proposal.number, trial))
+        # The first attempt is the one that was paid.
+        return [self._tried_again.get(trial.proposal.number, trial) for trial in suspects]
 
     def _raise_suspects(self) -> None:
         last = self._suspects[-1]
@@ -267,11 +277,15 @@ class Engine:
             f"mend it, then `evocluster resume {self._folder.path}`"
         )
 
-    def _commit(self, trial: Trial) -> None:
-        self._folder.append(trial)
-        self._optimizer.tell(trial)
-        if self._watch is not None:
-            self._watch(trial)
+    def _commit(self, trials: Sequence[Trial]) -> None:
+        """One durable step for all of them, then tell each in order."""
+        if not trials:
+            return
+        self._folder.append_many(trials)
+        for trial in trials:
+            self._optimizer.tell(trial)
+            if self._watch is not None:
+                self._watch(trial)
 
     def interrupt(self) -> None:
         """Ask for nothing new; `run` returns once what is in flight has come back and is kept."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from evocluster.errors import RunDamaged
 from evocluster.store.files import read_json
+from evocluster.store.sums import Sums, read_sealed
 
 EXCERPT = 80
 """Characters of an answer that a message shows."""
@@ -22,9 +23,11 @@ class Found:
             raise RunDamaged(
                 f"{str(self.path)!r} holds no run (no run.json in it); give the folder that `evocluster run` printed"
             )
-        self.run: dict[str, Any] = _mapping(self.path / "run.json")
+        self.run: dict[str, Any] = read_sealed(self.path / "run.json")
         """run.json: status, seed, spend, calls, stop reason, hypervolume."""
         front = self.path / "front.json"
+        if (sums := Sums.read(self.path)) is not None and front.name in sums:
+            sums.check(front.name)
         self.front: dict[str, Any] = _mapping(front) if front.exists() else {}
         """front.json; empty before the search has a front."""
 

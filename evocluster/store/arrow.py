@@ -170,13 +170,12 @@ def damaged(name: str, why: str) -> RunDamaged:
     )
 
 
-def write_part(path: Path, tail: Path) -> None:
-    """Write a whole tail as one Parquet file. Raises: OSError; RunDamaged when the tail cannot be read."""
+def write_part(path: Path, name: str, tail: bytes) -> None:
+    """Write a whole tail, called `name`, as one Parquet file. Raises: OSError; RunDamaged when it cannot be read."""
     try:
-        with pa.OSFile(str(tail)) as source:
-            table = pa.ipc.open_stream(source).read_all()
+        table = pa.ipc.open_stream(pa.BufferReader(tail)).read_all()
     except _BROKEN as error:
-        raise damaged(str(tail), str(error)) from error
+        raise damaged(name, str(error)) from error
     pq.write_table(table.combine_chunks(), path, compression="zstd", compression_level=3, write_page_checksum=True)
 
 
