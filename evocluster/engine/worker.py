@@ -69,7 +69,7 @@ class Accounts:
 
     async def __call__(self, request: Request) -> Reply:
         reply = await self._llm(request)
-        key = (request.model, request.purpose)
+        key = (reply.answered_by or request.model, request.purpose)
         self._sums[key] = self._sums.get(key, Usage()) + usage(reply)
         return reply
 
