@@ -17,6 +17,7 @@ import pytest
 from contract_llm import ModelContract, chat, completion, opened
 from hypothesis import given
 from hypothesis import strategies as st
+from leased import leased
 from pydantic import ValidationError
 from servers import FaultServer, Mode
 
@@ -146,8 +147,8 @@ def test_retry_after_may_be_a_date() -> None:
 async def test_retries_are_ours_alone_and_counted_at_the_server(server: FaultServer) -> None:
     async def no_pause(seconds: float) -> None: ...
 
-    async with opened(direct(server.url)) as model:
-        limited = Limited(model, 0, 30, 3, np.random.default_rng(1), no_pause)
+    async with opened(direct(server.url)) as model, leased() as lease:
+        limited = Limited(model, lease, 30, 3, np.random.default_rng(1), sleep=no_pause)
         server.then(["error_429", "error_500"])
         assert (await limited(chat())).text.startswith("ok")
         assert server.requests == limited.attempts == 3

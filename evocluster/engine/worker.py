@@ -72,14 +72,16 @@ class Accounts:
         self._sums: dict[tuple[str, str], Usage] = {}
 
     async def __call__(self, request: Request) -> Reply:
-        key = (request.model, request.purpose)
         try:
             reply = await self._llm(request)
         except ModelError as failure:
-            self._sums[key] = self._sums.get(key, Usage()) + (failure.used or Usage())
+            self._add(request.model, request.purpose, failure.used or Usage())
             raise
-        self._sums[key] = self._sums.get(key, Usage()) + usage(reply)
+        self._add(reply.answered_by or request.model, request.purpose, usage(reply))
         return reply
+
+    def _add(self, model: str, purpose: str, used: Usage) -> None:
+        self._sums[model, purpose] = self._sums.get((model, purpose), Usage()) + used
 
     def lines(self) -> tuple[Spend, ...]:
         """What each model was asked for, sorted."""

@@ -315,7 +315,9 @@ class Cached:
 
 
 def _encode(reply: Reply) -> str:
-    return _Stored(reply=reply.model_copy(update={"cached": False})).model_dump_json()
+    # What the answer took this time is no part of it, and entries stay readable by those who know no such fields.
+    bare = reply.model_copy(update={"cached": False})
+    return _Stored(reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
 
 
 def _decode(text: str) -> Reply | None:

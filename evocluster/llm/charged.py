@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import ceil
 
 from evocluster.errors import ModelError
-from evocluster.llm.client import LLM, Reply, Request
+from evocluster.llm.client import Request
 from evocluster.llm.prices import Price
 from evocluster.records import Usage
 
@@ -20,28 +20,13 @@ TURN_TOKENS = 4
 """What a chat template adds to a message."""
 
 
-class Charged:
-    """A model whose errors carry in `used` what the failed call may have cost."""
-
-    def __init__(self, llm: LLM, price: Price) -> None:
-        self._llm = llm
-        self._price = price
-
-    async def __call__(self, request: Request) -> Reply:
-        """As the model behind. Raises: errors.ModelError, with `used`."""
-        try:
-            return await self._llm(request)
-        except ModelError as error:
-            if error.used is None:
-                error.used = charge(request, self._price) if error.billable else Usage(calls=1)
-            raise
-
-
-def charge(request: Request, price: Price) -> Usage:
-    """The most that one attempt at this request can cost, about."""
+def charge(error: ModelError, request: Request, price: Price, before_usd: float = 0.0) -> Usage:
+    """What a call that ended with this error may have cost; `before_usd`: its earlier attempts."""
+    if not error.billable:
+        return Usage(calls=1, paid_usd=before_usd)
     asked, allowed = prompt_tokens(request), request.max_tokens
     usd = price.cost(asked, allowed)
-    return Usage(calls=1, prompt_tokens=asked, completion_tokens=allowed, usd=usd, paid_usd=usd)
+    return Usage(calls=1, prompt_tokens=asked, completion_tokens=allowed, usd=usd, paid_usd=before_usd + usd)
 
 
 def prompt_tokens(request: Request) -> int:

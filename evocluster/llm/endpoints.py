@@ -97,5 +97,5 @@ class Endpoint(Paced):
         return Remote(**shared, model=self.model, api_base=self.api_base, no_key=self.no_key)
 
     def _shared(self) -> dict[str, Any]:
-        names = "timeout_s max_concurrency retries key_env price completion json_schema extra"
-        return {name: getattr(self, name) for name in names.split()}
+        names = (*Paced.model_fields, "key_env", "price", "completion", "json_schema", "extra")
+        return {name: getattr(self, name) for name in names}

@@ -1,9 +1,12 @@
 """The configured models as one LLM: each with its own limits and retries, one cache before all of them.
 
-    Cached( Gate( Router( name -> Limited( model ) ) ) )
+    Fallbacks( Cached( Gate( Router( name -> Limited( model ) ) ) ) )
 
 The gate stands behind the cache: a hit takes no slot, look-ups of a whole batch travel together before any slot is
 free, and a slot is free again the moment an answer has arrived.
+
+The limits of an endpoint are kept by one keeper for everybody (`sharing`), those of an embedded model, whose servers
+are this node's, by each process for its part.
 
 Picklable until `open`. Models that run on a node (the embedded ones) may be started once a node by whoever owns
 the node and attached here by their addresses.
@@ -13,19 +16,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
+import os
+import socket
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import asdict, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from evocluster.llm import weights
 from evocluster.llm.cached import Cached
-from evocluster.llm.charged import Charged
 from evocluster.llm.client import LLM, Abilities, Cache, Model, Reply, Request, Router
 from evocluster.llm.direct import Direct
+from evocluster.llm.fallbacks import Fallbacks, Others
+from evocluster.llm.hedge import Hedge
+from evocluster.llm.leases import Lease, Leases, OwnKeeper, Renewing
 from evocluster.llm.limits import Limited
 from evocluster.llm.local import Local
 from evocluster.llm.prices import Price, required
+from evocluster.llm.quota import Terms
 from evocluster.llm.remote import Remote
 from evocluster.llm.wire import secret
 from evocluster.parts import Part
@@ -61,6 +71,18 @@ class Bounded(Model, Protocol):
     @property
     def price(self) -> Price | None: ...
 
+    @property
+    def patience_s(self) -> float: ...
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]: ...
+
+    @property
+    def hedge(self) -> float: ...
+
+    @property
+    def terms(self) -> Terms: ...
+
 
 class Gate:
     """At most `slots` calls in flight, first come first served. Make it in the event loop that calls it."""
@@ -78,12 +100,19 @@ class Gate:
 class Stack:
     """Call order: construct (picklable), `open`, calls through what it returned, `close`."""
 
-    def __init__(self, models: Mapping[str, Bounded], seed: int = 0, parts: int = 1) -> None:
-        """`parts`: how many stacks like this one call the same models; each takes its share of their concurrency."""
+    def __init__(
+        self, models: Mapping[str, Bounded], seed: int = 0, parts: int = 1, keeper: Renewing | None = None
+    ) -> None:
+        """`parts`: how many stacks like this one call the same embedded models; each takes its share of their
+        concurrency. `keeper`: of the other models' limits; None: one of this process.
+        """
         self.models = dict(models)
         self._seed = seed
         self._parts = parts
+        self._keeper: Renewing = keeper if keeper is not None else OwnKeeper()
         self._cached: Cached | None = None
+        self._leases: list[Leases] = []
+        self._of: dict[str, Lease] = {}
 
     def check(self) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
@@ -114,7 +143,7 @@ class Stack:
             else model
             for name, model in self.models.items()
         }
-        return Stack(models, self._seed, self._parts)
+        return Stack(models, self._seed, self._parts, self._keeper)
 
     def abilities(self) -> dict[str, Abilities]:
         """What each model can do."""
@@ -134,14 +163,21 @@ class Stack:
         models = {name: copy.copy(model) for name, model in self.models.items()}
         for name, addresses in urls.items():
             models[name] = self.hosted()[name].attach(addresses)  # type: ignore[assignment]
-        return Stack(models, self._seed, parts)
+        return Stack(models, self._seed, parts, self._keeper)
+
+    def sharing(self, keeper: Renewing) -> Stack:
+        """The same models, not yet open, their limits kept by this keeper."""
+        return Stack(self.models, self._seed, self._parts, keeper)
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Endpoint -> what this process saw of its limits (llm.leases.Counts), since it was opened."""
+        return {lease.name: asdict(lease.counts) for lease in self._of.values()}
 
     async def open(self, cache: Cache | None, slots: int) -> LLM:
         """Open every model, with at most `slots` calls in flight over all of them.
 
         When one fails to open, those already open are closed. Raises: ConfigError, ModelError.
         """
-        prices = self.prices()
         opened: list[Bounded] = []
         try:
             for model in self.models.values():
@@ -151,27 +187,71 @@ class Stack:
             for model in opened:
                 await model.close()
             raise
-        rng = np.random.default_rng(self._seed)
-        limited: dict[str, LLM] = {
-            name: Limited(
-                Charged(model, prices[name]),
-                max_concurrency=model.max_concurrency and max(1, model.max_concurrency // self._parts),
-                timeout_s=model.timeout_s,
-                retries=model.retries,
-                rng=rng,
-            )
-            for name, model in self.models.items()
-        }
-        llm: LLM = Gate(Router(limited), slots)
+        try:
+            self._of = await self._lease()
+        except BaseException:
+            await self.close()
+            raise
+        chains = {name: model.fallbacks for name, model in self.models.items()}
+        others = Others(chains, self.abilities(), lambda name: self._of[name].open)
+        llm: LLM = Gate(Router(self._limited(others)), slots)
         if cache is not None:
             identity = {name: model.identity for name, model in self.models.items()}
             llm = self._cached = Cached(llm, cache, identity)
-        return llm
+        return Fallbacks(llm, others) if any(chains.values()) else llm
+
+    def _limited(self, others: Others) -> dict[str, LLM]:
+        prices = self.prices()
+        rng = np.random.default_rng(self._seed)
+        return {
+            name: Limited(
+                Hedge(model, self._of[name], model.hedge) if model.hedge else model,
+                self._of[name],
+                timeout_s=model.timeout_s,
+                retries=model.retries,
+                rng=rng,
+                price=prices[name],
+                patience_s=model.patience_s,
+                leave=others.any,
+            )
+            for name, model in self.models.items()
+        }
+
+    async def _lease(self) -> dict[str, Lease]:
+        """Model -> what it may be asked, as agreed with the keeper of its limits."""
+        shared, own = Leases(self._keeper, _holder()), Leases(OwnKeeper(), "own")
+        leases = {}
+        for name, model in self.models.items():
+            if isinstance(model, Local):
+                part = model.max_concurrency and max(1, model.max_concurrency // self._parts)
+                leases[name] = own.of(name, replace(model.terms, max_concurrency=part, adaptive=False))
+            else:
+                leases[name] = shared.of(endpoint(model.identity), model.terms)
+        self._leases = [one for one in (shared, own) if one.leases]
+        for one in self._leases:
+            await one.open()
+        return leases
 
     async def close(self) -> None:
         """Store what was answered last, then close every model."""
         cached, self._cached = self._cached, None
         if cached is not None:
             await cached.close()
+        leases, self._leases = self._leases, []
+        for one in leases:
+            await one.close()
         for model in self.models.values():
             await model.close()
+
+
+_HOLDERS = itertools.count()
+
+
+def _holder() -> str:
+    """A name that no other stack of the cluster has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{next(_HOLDERS):06d}"
+
+
+def endpoint(identity: str) -> str:
+    """The endpoint of a model's identity: settings that only change what is answered share its quota."""
+    return identity.partition("#")[0]
