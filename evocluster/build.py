@@ -219,6 +219,11 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
 
+def engine_again(plan: Plan, path: Path, runner: Runner) -> Engine:
+    """The engine of a run folder whose first writer died, perhaps before there was a run in it. Raises: as `engine`."""
+    return engine(plan, path, not (path / "config.yaml").exists(), runner)
+
+
 def run(
     plan: Plan,
     out: Path | None = None,
@@ -317,7 +322,8 @@ def optimize(
 def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
     make = partial(engine, plan, path, fresh)
-    status = carry_out(make, plan.worker(), plan.stack, plan.config, show=show, interrupted=interrupted)
+    again = partial(engine_again, plan, path)
+    status = carry_out(make, plan.worker(), plan.stack, plan.config, again=again, show=show, interrupted=interrupted)
     result = Result(path)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)

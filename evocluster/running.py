@@ -30,22 +30,32 @@ def carry_out(
     stack: Stack,
     config: Config,
     *,
+    again: Make | None = None,
     show: Show | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Carry the engine that `make` gives to its end; 'finished' or 'interrupted'. Raises: whatever ends the run."""
+    """Carry the engine that `make` gives to its end; 'finished' or 'interrupted'.
+
+    `again` makes it anew on what `make` left, should its process die on a cluster. Raises: whatever ends the run.
+    """
     if config.engine.runner == "local":
         stop = threading.Event()
         asked = partial(_either, interrupted, stop)
         return aside(partial(_run_local, make, worker, stack, config, show, asked), stop)
-    return _run_ray(make, worker, stack, config, show, interrupted)
+    return _run_ray(make, again or make, worker, stack, config, show, interrupted)
 
 
 def _run_ray(
-    make: Make, worker: Worker, stack: Stack, config: Config, show: Show | None, interrupted: Callable[[], bool]
+    make: Make,
+    again: Make,
+    worker: Worker,
+    stack: Stack,
+    config: Config,
+    show: Show | None,
+    interrupted: Callable[[], bool],
 ) -> str:
     from evocluster.cluster.population import drive
-    from evocluster.cluster.runner import Layout
+    from evocluster.cluster.seats import Layout
 
     settings = config.engine
     return drive(
@@ -54,6 +64,7 @@ def _run_ray(
         stack,
         config.cache.folder(),
         Layout(settings.in_flight, settings.workers),
+        again=again,
         address=settings.address,
         show=show,
         interrupted=interrupted,

@@ -91,8 +91,11 @@ class Engine:
         self._replayed = 0
         self._replaying = False
 
-    def replay(self) -> int:
-        """Tell every kept trial again; returns how many. Raises: errors.RunDamaged when they do not fit this config."""
+    def replay(self, heard: Callable[[Trial], None] = lambda trial: None) -> int:
+        """Tell every kept trial again, also to `heard`; returns how many.
+
+        Raises: errors.RunDamaged when they do not fit this config.
+        """
         if (self._folder.path / "run.json").exists():
             earlier = self._folder.read("run.json")
             self._stops = list(earlier.get("stops", []))
@@ -100,19 +103,19 @@ class Engine:
             self._before_s = float(earlier.get("elapsed_s", 0.0))
         self._replaying = True
         try:
-            self._tell_all()
+            self._tell_all(heard)
         finally:
             self._replaying = False
         return self._replayed
 
-    def _tell_all(self) -> None:
+    def _tell_all(self, heard: Callable[[Trial], None]) -> None:
         early: dict[int, Stored] = {}
         self._ask()
         for stored in self._folder.replay():
             if stored.number in early or stored.number in self._seen_twice(stored):
                 continue
             early[stored.number] = stored
-            while self._tell_stored(early):
+            while self._tell_stored(early, heard):
                 self._ask()
         if early:
             raise RunDamaged(
@@ -125,7 +128,7 @@ class Engine:
         told = stored.number < self._optimizer.asked and stored.number not in self._flying
         return {stored.number} if told else set()
 
-    def _tell_stored(self, early: dict[int, Stored]) -> bool:
+    def _tell_stored(self, early: dict[int, Stored], heard: Callable[[Trial], None]) -> bool:
         """Tell those kept trials whose question has been asked; True when any was."""
         ready = [number for number in early if number in self._flying]
         for number in sorted(ready):
@@ -136,16 +139,16 @@ class Engine:
                     f"({stored.recipe!r}, this configuration asks {recipe(proposal)!r}): the config, the data or the "
                     "version changed since; put them back, or start a new run with --out FOLDER"
                 )
-            self._optimizer.tell(
-                Trial(
-                    proposal=proposal,
-                    genome=self._folder.genome(stored.genome_id) if stored.genome_id else None,
-                    evaluations=tuple(stored.evaluations),
-                    usage=stored.usage,
-                    error=stored.error,
-                    notes=stored.notes,
-                )
+            trial = Trial(
+                proposal=proposal,
+                genome=self._folder.genome(stored.genome_id) if stored.genome_id else None,
+                evaluations=tuple(stored.evaluations),
+                usage=stored.usage,
+                error=stored.error,
+                notes=stored.notes,
             )
+            self._optimizer.tell(trial)
+            heard(trial)
             self._healthy = True
             self._replayed += 1
         return bool(ready)

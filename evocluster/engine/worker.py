@@ -44,6 +44,8 @@ class Stack(Protocol):
 
     async def open(self, cache: Cache | None, slots: int) -> LLM: ...
 
+    def resize(self, slots: int) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -116,6 +118,11 @@ class Worker:
     def sized(self, slots: int, stack: Stack | None = None) -> Worker:
         """A worker like this one, not yet open, with other slots or other models."""
         return Worker(self._space, self._operators, self._evaluator, stack or self._stack, slots)
+
+    def resize(self, slots: int) -> None:
+        """Another number of calls at once from now on."""
+        self._slots = slots
+        self._stack.resize(slots)
 
     async def open(self, cache: Cache | None) -> None:
         """Connect the models. Raises: errors.ConfigError, errors.ModelError."""

@@ -91,7 +91,9 @@ class Limited:
         leave: Callable[[Request], bool] = lambda request: False,
         price: Price | None = None,
     ) -> None:
-        """`price`: what failed attempts are reckoned at; `leave`: whether a request will be served elsewhere while this endpoint answers nobody."""
+        """`leave`: whether a request will be served elsewhere while this endpoint answers nobody; `price`: what failed
+        attempts are reckoned at.
+        """
         self._llm = llm
         self._lease = lease
         self._timeout_s = timeout_s

@@ -19,6 +19,7 @@ import copy
 import itertools
 import os
 import socket
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol, runtime_checkable
@@ -89,12 +90,45 @@ class Gate:
 
     def __init__(self, llm: LLM, slots: int) -> None:
         self._llm = llm
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = slots
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self, request: Request) -> Reply:
         """Waits for a slot; then as the LLM behind."""
-        async with self._slots:
+        if self._taken < self._slots and not self._waiting:
+            self._taken += 1
+        else:
+            await self._turn()
+        try:
             return await self._llm(request)
+        finally:
+            self._taken -= 1
+            self._admit()
+
+    def resize(self, slots: int) -> None:
+        """Other slots from now on; with fewer, what is in flight above them is waited for."""
+        self._slots = slots
+        self._admit()
+
+    async def _turn(self) -> None:
+        """Wait in line. Whoever admits takes the slot for the one admitted."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._taken -= 1
+                self._admit()
+            raise
+
+    def _admit(self) -> None:
+        while self._waiting and self._taken < self._slots:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._taken += 1
 
 
 class Stack:
@@ -113,6 +147,7 @@ class Stack:
         self._cached: Cached | None = None
         self._leases: list[Leases] = []
         self._of: dict[str, Lease] = {}
+        self._gate: Gate | None = None
 
     def check(self) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
@@ -194,7 +229,8 @@ class Stack:
             raise
         chains = {name: model.fallbacks for name, model in self.models.items()}
         others = Others(chains, self.abilities(), lambda name: self._of[name].open)
-        llm: LLM = Gate(Router(self._limited(others)), slots)
+        self._gate = Gate(Router(self._limited(others)), slots)
+        llm: LLM = self._gate
         if cache is not None:
             identity = {name: model.identity for name, model in self.models.items()}
             llm = self._cached = Cached(llm, cache, identity)
@@ -231,6 +267,11 @@ class Stack:
         for one in self._leases:
             await one.open()
         return leases
+
+    def resize(self, slots: int) -> None:
+        """Another number of calls in flight from now on; nothing to do before `open`."""
+        if self._gate is not None:
+            self._gate.resize(slots)
 
     async def close(self) -> None:
         """Store what was answered last, then close every model."""
