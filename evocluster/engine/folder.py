@@ -23,7 +23,7 @@ from typing import Any
 
 from evocluster.errors import RunDamaged, RunExists
 from evocluster.records import Evaluation, Example, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
-from evocluster.store.files import append_line, lock, read_json, unwritable, write_atomic
+from evocluster.store.files import append_line, lock, read_json, refuse_links, unwritable, write_atomic
 from evocluster.store.table import Table
 
 COLUMNS: Mapping[str, str] = {
@@ -224,8 +224,10 @@ class Folder:
                 f"{str(path)!r} already holds a run; go on with it: evocluster resume {path}; "
                 "or start another: --out FOLDER"
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
+        if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+            raise RunExists(
+                f"{str(path)!r} is not an empty folder (a link is none) and holds no run; choose another: --out FOLDER"
+            )
 
     @staticmethod
     def check_old(path: Path) -> None:
@@ -250,6 +252,7 @@ class Folder:
     def open(cls, path: Path) -> Folder:
         """A run folder to go on with. Raises: errors.RunDamaged when it cannot be read whole, errors.StoreError."""
         cls.check_old(path)
+        refuse_links(path)
         with ExitStack() as stack:
             stack.enter_context(lock(path))
             genomes, good = _read_genomes(path / "genomes.jsonl")

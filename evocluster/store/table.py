@@ -176,7 +176,7 @@ class Table:
             self._size = 0
             path.unlink()
             return
-        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
         os.ftruncate(self._handle, self._size)
         os.fsync(self._handle)
         if arrow.earlier(path, self._columns):
