@@ -123,3 +123,13 @@ def test_a_torn_genome_line_is_dropped_and_a_changed_one_refused(tmp_path: Path)
     path.write_text(whole.replace("rubric 0", "rubric X"))
     with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: genome .* does not match"):
         Folder.open(tmp_path / "run")
+
+
+def test_a_link_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for aim in ("empty", "nowhere"):
+        (tmp_path / "run").symlink_to(tmp_path / aim)
+        with pytest.raises(RunExists, match="a link is none"):
+            Folder.check_new(tmp_path / "run")
+        (tmp_path / "run").unlink()
+    Folder.check_new(tmp_path / "empty")
