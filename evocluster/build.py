@@ -51,6 +51,7 @@ from evocluster.tasks.grading import Grader
 from evocluster.tasks.handover import handed_over
 from evocluster.tasks.similar import deal, near
 from evocluster.tasks.suite import Suite, marked, one_of, task_of
+from evocluster.trust import admit, files, specs
 
 Show = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
@@ -75,6 +76,8 @@ class Plan:
     warm: tuple[Genome, ...]
     scored: frozenset[str]
     """Ids of train that configurations are scored on; the others are there to become demos."""
+    allowed: bool = False
+    """Its code or calls were trusted because `allow_code` said so."""
 
     def worker(self) -> Worker:
         """The hands, for this many evaluations at once."""
@@ -132,6 +135,7 @@ class Plan:
             "examples": {split: len(self.splits.of(split)) for split in SPLITS},
             "data": {split: _fingerprint(self.splits, split) for split in SPLITS},
             **self.evaluator.sources(),
+            **({"code_files": found, "allow_code": self.allowed} if (found := files(self.config)) else {}),
         }
 
 
@@ -139,9 +143,13 @@ def _fingerprint(splits: Splits, split: Split) -> str:
     return digest([example.model_dump(mode="json") for example in splits.of(split)])[:16]
 
 
-def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
-    """Load and check everything a run needs; nothing is started, nothing spent. Raises: errors.ConfigError."""
+def plan(source: Config | str | Path, sets: Sequence[str] = (), *, allow_code: bool = False, **trust: bool) -> Plan:
+    """Load and check everything a run needs; nothing is started, nothing spent. Raises: errors.ConfigError.
+
+    `allow_code` and `trust`: see trust.admit.
+    """
     config = source if isinstance(source, Config) else configs.load(Path(source), sets)
+    allowed = admit(config, allow_code=allow_code, **trust)
     from evocluster.store.arrow import read_parquet
 
     loaded = {name: load_splits(task.data, config.root, read_parquet) for name, task in config.every.items()}
@@ -170,12 +178,12 @@ def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
                 part.check(stack.abilities()[part.model])
     start = tuple(space.complete(genes) for genes in config.start)
     scored = frozenset(example.id for part in dealt for example in part.scored)
-    return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored)
+    return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored, allowed)
 
 
 def _evaluator(config: Config, loaded: Mapping[str, Splits]) -> Evaluator | Suite:
     """What evaluates: one task, or several as one. Raises: errors.ConfigError."""
-    path = config.python_path
+    path = config.python_path if specs(config) else ()
     if config.task is not None:
         return Evaluator(config.task, loaded[""], config.root, path)
     return Suite(
@@ -249,6 +257,7 @@ def resume(
     runner: str | None = None,
     *,
     sets: Sequence[str] = (),
+    allow_code: bool = False,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -260,7 +269,8 @@ def resume(
     """
     path = Path(path).absolute()
     Folder.check_old(path)
-    found = plan(path / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
+    changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
+    found = plan(path / "config.yaml", changes, allow_code=allow_code, stranger=True)
     if sets:
         _change(path, found.config)
     if (path / "run.json").exists() and Result(path).status == "finished":
@@ -305,17 +315,20 @@ def optimize(
     out: str | Path | None = None,
     runner: str | None = None,
     sets: Sequence[str] = (),
+    allow_code: bool = False,
     show: Show | None = None,
 ) -> Result:
     """Run a config (a path, or what `load_config` returned) to its end; also from a notebook.
 
+    `allow_code`: also Python from outside the config's folder.
     An existing run folder is refused: see errors.RunExists. Raises: errors.EvoclusterError.
     """
     if isinstance(config, Config):
         extra = {"engine": config.engine.model_copy(update={"runner": runner})} if runner else {}
-        prepared = plan(config.model_copy(update=extra))
+        prepared = plan(config.model_copy(update=extra), allow_code=allow_code)
     else:
-        prepared = plan(config, [*sets, *([f"engine.runner={runner}"] if runner else [])])
+        changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
+        prepared = plan(config, changes, allow_code=allow_code)
     return run(prepared, Path(out) if out else None, show=show)
 
 
@@ -351,7 +364,12 @@ def install_model(name: str, accept_licence: bool = False, say: Say = print) -> 
 
 
 def judge_check(
-    source: Config | str | Path, labels: str | Path | None = None, *, sets: Sequence[str] = (), **how: Any
+    source: Config | str | Path,
+    labels: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    allow_code: bool = False,
+    **how: Any,
 ) -> dict[str, Any]:
     """How far a judge agrees with labelled answers, as JSON data: tasks.audit.Audit and its `spend`.
 
@@ -361,6 +379,7 @@ def judge_check(
     from evocluster.tasks.audit import Check
 
     config = source if isinstance(source, Config) else configs.load(Path(source), sets)
+    admit(config, allow_code=allow_code)
     extend_path(config.python_path)
     check = Check(list(config.every.values()), labels=Path(labels) if labels is not None else None, **how)
     models = config.resolved_models()
@@ -424,14 +443,20 @@ def _asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) ->
 
 
 def exported(
-    folder: str | Path, genome: str = "recommended", task: str | None = None, *, tests: bool = False
+    folder: str | Path,
+    genome: str = "recommended",
+    task: str | None = None,
+    *,
+    tests: bool = False,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """A configuration of a run as it leaves evocluster, as JSON data (see tasks.export, tasks.handover).
 
     `tests`: with what retrieval shows for the test examples. Raises: errors.ConfigError, errors.RunDamaged.
     """
     result = Result(folder)
-    member, found = chosen(result, genome, task), plan(result.path / "config.yaml")
+    member = chosen(result, genome, task)
+    found = plan(result.path / "config.yaml", allow_code=allow_code, stranger=True, calls=False)
     facts = found.facts()
     unchanged(result, facts)
     models = {name: Portable(name, model) for name, model in found.config.resolved_models().items()}

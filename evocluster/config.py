@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from evocluster.complaints import Keys, described, failure, holders, unknown
 from evocluster.document import Document, written
 from evocluster.errors import ConfigError
 from evocluster.llm.direct import Direct
 from evocluster.llm.endpoints import Endpoint
+from evocluster.llm.hosts import Reach, wrong_entries, wrong_reaches
 from evocluster.llm.local import Local
 from evocluster.llm.remote import Remote
 from evocluster.llm.scripted import Scripted
+from evocluster.names import PATTERN, checked_name
 from evocluster.parts import Part
 from evocluster.records import FrozenMap, Json
 from evocluster.search.across import How
@@ -70,7 +72,7 @@ class Config(Part):
 
     model_config = ConfigDict(title="evocluster config", use_attribute_docstrings=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Annotated[str, Field(pattern=PATTERN), AfterValidator(checked_name)]
     """Letters, digits, '.', '_' and '-'; the run folder is called so."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     task: Task | None = None
@@ -83,6 +85,8 @@ class Config(Part):
     """Folders that modules named in the config are imported from, after everything installed."""
     models: dict[str, AnyModel] = Field(min_length=1)
     """Name -> model; the gene `model` takes these names."""
+    allow_hosts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Host -> variables whose values may go there although they belong elsewhere; 'http://HOST' also without TLS."""
     space: Genes
     """Gene -> one value (frozen), a list (choice), or {low, high} (range)."""
     start: tuple[FrozenMap, ...] = Field(min_length=1)
@@ -132,7 +136,7 @@ class Config(Part):
             raise failure([(("tasks",), "holds one task; write it under `task:`, or add another")])
         wrong = [
             *(*self._wrong_start(), *self._wrong_names(), *self._wrong_limits()),
-            *(*self._wrong_models(), *self._wrong_genes()),
+            *(*self._wrong_models(), *self._wrong_genes(), *self._wrong_hosts()),
         ]
         if wrong:
             raise failure(wrong)
@@ -162,6 +166,22 @@ class Config(Part):
                 if value not in known
             ]
         return wrong
+
+    @property
+    def reaches(self) -> dict[str, Reach]:
+        """Where the calls of each model go that calls another machine or process by URL or provider."""
+        return {
+            name: model.reach for name, model in self.models.items() if isinstance(model, Direct | Remote | Endpoint)
+        }
+
+    def _wrong_hosts(self) -> list[tuple[Keys, str]]:
+        """Keys that would go where they do not belong, and hosts allowed for nothing."""
+        reaches = self.reaches
+        wrong: list[tuple[Keys, str]] = [
+            (("models", name, setting), text) for name, setting, text in wrong_reaches(reaches, self.allow_hosts)
+        ]
+        entries = wrong_entries(self.allow_hosts, reaches.values())
+        return wrong + [(("allow_hosts", entry), text) for entry, text in entries]
 
     @property
     def _scorers(self) -> list[str]:

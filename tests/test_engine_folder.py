@@ -178,3 +178,13 @@ def test_a_folder_without_digests_gets_them_when_it_is_opened(tmp_path: Path) ->
     genomes.write_bytes(other)
     with pytest.raises(RunDamaged, match=r"genomes.jsonl:2: not a genome"):
         Folder.open(tmp_path / "run")
+
+
+def test_a_link_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for aim in ("empty", "nowhere"):
+        (tmp_path / "run").symlink_to(tmp_path / aim)
+        with pytest.raises(RunExists, match="a link is none"):
+            Folder.check_new(tmp_path / "run")
+        (tmp_path / "run").unlink()
+    Folder.check_new(tmp_path / "empty")

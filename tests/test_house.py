@@ -13,11 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FOUNDATION = ("records", "errors", "telemetry")
+FOUNDATION = ("records", "errors", "redaction", "names", "telemetry")
 FLOORS: dict[str, tuple[str, ...]] = {
     "records": (),
     "errors": (),
-    "telemetry": (),
+    "redaction": (),
+    "names": (),
+    "telemetry": ("redaction",),
     "parts": FOUNDATION,
     "llm": (*FOUNDATION, "parts"),
     "store": FOUNDATION,
@@ -46,8 +48,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "cluster",
             "online",
             "running",
+            "trust",
         ),
     ),
+    "trust": (*FOUNDATION, "config", "llm", "tasks"),
     "running": (*FOUNDATION, "llm", "store", "engine", "config", "cluster"),
     "cli": (*FOUNDATION, "build", "config", "document", "complaints", "report"),
     "__init__": (
@@ -87,7 +91,13 @@ ROOTS = ("evocluster", "evocluster.__version__")
 """What of the package itself every room may import: it loads nothing."""
 LAZY = ("ray", "pymoo", "litellm", "xllamacpp", "bm25s", "scipy", "mlflow", "pandas")
 """Libraries so heavy that only functions may import them."""
-PLAIN: dict[str, tuple[str, ...]] = {"records": ("pydantic",), "errors": (), "telemetry": ("opentelemetry",)}
+PLAIN: dict[str, tuple[str, ...]] = {
+    "records": ("pydantic",),
+    "errors": (),
+    "redaction": (),
+    "names": (),
+    "telemetry": ("opentelemetry",),
+}
 """The whole third-party diet of floor 1."""
 
 TOP = (

@@ -338,3 +338,20 @@ def test_whatever_arrives_is_an_answer_with_usage_or_a_model_error(body: bytes) 
         return
     assert isinstance(answer.text, str)
     assert answer.prompt_tokens > 0
+
+
+async def test_an_answer_that_repeats_the_key_is_not_kept(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIN_KEY", "a-plain-key-0123")
+    server.answer = lambda body: "you sent a-plain-key-0123"
+    async with opened(direct(server.url, key_env="PLAIN_KEY")) as model:
+        with pytest.raises(Refused, match="repeats the key") as caught:
+            await model(chat())
+    assert "a-plain-key" not in str(caught.value)
+
+
+def test_no_half_of_a_key_is_left_where_a_refusal_is_cut() -> None:
+    key = "house.key.0123456789.of-no-known-form"
+    for padding in (*range(150, 210), *range(3950, 4010), wire.SAID_BYTES - 5):
+        said = str(wire.refusal(403, None, b" " * padding + key.encode(), "tiny", key))
+        assert key[:12] not in said
+        assert key[-12:] not in said

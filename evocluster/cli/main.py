@@ -31,6 +31,7 @@ from evocluster.cli import (
     watch,
 )
 from evocluster.errors import EvoclusterError
+from evocluster.redaction import redacted
 
 app = typer.Typer(
     name="evocluster",
@@ -85,8 +86,8 @@ def main() -> None:
         app(prog_name="evocluster")
     except EvoclusterError as error:
         if os.environ.get("EVOCLUSTER_TRACEBACK"):
-            traceback.print_exc()
-        screen.console(stderr=True).print(screen.plain(f"error: {error}", "bold red"), soft_wrap=True)
+            sys.stderr.write(redacted(traceback.format_exc()))
+        screen.console(stderr=True).print(screen.plain(redacted(f"error: {error}"), "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -18,6 +18,13 @@ def resume(
         typer.Option("--set", metavar="A.B=C", help="Raise a budget before the search is over: --set budget.usd=5."),
     ] = None,
     runner: Annotated[str | None, typer.Option("--runner", help="ray or local (default: as before).")] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Trust a run folder that was not made here: the Python it names, and where it sends keys.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Go on with a run that was interrupted, killed or failed; nothing finished is paid again.
@@ -31,6 +38,14 @@ def resume(
     from evocluster import build
 
     with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
-        result = build.resume(folder, runner, sets=sets or (), show=display, say=display.say, interrupted=interrupted)
+        result = build.resume(
+            folder,
+            runner,
+            sets=sets or (),
+            allow_code=allow_code,
+            show=display,
+            say=display.say,
+            interrupted=interrupted,
+        )
     print_result(result, as_json)
     progress.leave(result)

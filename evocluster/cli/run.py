@@ -21,6 +21,12 @@ def run(
     runner: Annotated[
         str | None, typer.Option("--runner", help="ray (default) or local: in this process, no cluster.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="Also run Python that the config names outside its own folder: you have looked at it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Evolve a configuration: evaluates, selects, and writes the run folder.
@@ -36,7 +42,7 @@ def run(
     from evocluster import build
     from evocluster.report.caveats import scarce
 
-    plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])])
+    plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])], allow_code=allow_code)
     with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
         if few := scarce(len(plan.splits.validation)):
             display.say(f"warning: {few}")

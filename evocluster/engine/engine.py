@@ -16,6 +16,7 @@ from evocluster.engine.front import front_json
 from evocluster.engine.runner import Runner
 from evocluster.errors import EvoclusterError, ModelError, RunDamaged
 from evocluster.records import Proposal, Trial
+from evocluster.redaction import redacted
 from evocluster.search.members import Member
 from evocluster.telemetry import log
 
@@ -168,7 +169,7 @@ class Engine:
                 await self._loop()
             status, failure = ("finished" if self._optimizer.done else "interrupted"), ""
         except BaseException as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = redacted(f"{type(error).__name__}: {error}")
             raise
         finally:
             await self._end(status, failure or None)

@@ -27,7 +27,7 @@ from typing import Any
 from evocluster.errors import RunDamaged, RunExists
 from evocluster.records import Evaluation, Example, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
 from evocluster.store import table as tables
-from evocluster.store.files import append_lines, lock, read_text, unwritable, write_atomic
+from evocluster.store.files import append_lines, lock, read_text, refuse_links, unwritable, write_atomic
 from evocluster.store.lease import Lease, holding
 from evocluster.store.sums import SUMS, Sums, changed, read_sealed, sealed, unsealed
 from evocluster.store.table import Table
@@ -238,8 +238,11 @@ class Folder:
                 "or start another: --out FOLDER"
             )
         # What a start that failed at its first write leaves is in nobody's way.
-        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - {".lock", ".lease", SUMS}):
-            raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
+        left = {one.name for one in path.iterdir()} - {".lock", ".lease", SUMS} if path.is_dir() else {path.name}
+        if path.is_symlink() or (path.exists() and left):
+            raise RunExists(
+                f"{str(path)!r} is not an empty folder (a link is none) and holds no run; choose another: --out FOLDER"
+            )
 
     @staticmethod
     def check_old(path: Path) -> None:
@@ -279,6 +282,7 @@ class Folder:
     def open(cls, path: Path) -> Folder:
         """A run folder to go on with. Raises: errors.RunDamaged when it cannot be read whole, errors.StoreError."""
         cls.check_old(path)
+        refuse_links(path)
         with ExitStack() as stack:
             stack.enter_context(lock(path))
             lease = stack.enter_context(holding(path))

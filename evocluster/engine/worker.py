@@ -14,6 +14,7 @@ import numpy as np
 from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
 from evocluster.records import Evaluation, Example, Genome, Item, Json, Proposal, Spend, Split, Trial, Usage
+from evocluster.redaction import redacted
 from evocluster.search.operators import Child, Operator
 from evocluster.search.space import Space
 from evocluster.tasks.calls import together
@@ -147,7 +148,7 @@ class Worker:
             raise
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
-            error = f"{kind}: {type(failure).__name__}: {failure}"
+            error = redacted(f"{kind}: {type(failure).__name__}: {failure}")
             return Trial(proposal=proposal, usage=meter.usage, error=error, spend=accounts.lines())
         evaluations = await self._evaluate(proposal.items, child.genome, accounts, freed)
         return Trial(
@@ -193,7 +194,8 @@ class Worker:
     ) -> list[Evaluation]:
         async def one(item: Item) -> Evaluation:
             try:
-                return await self._evaluator.evaluate(item, genome, llm)
+                done = await self._evaluator.evaluate(item, genome, llm)
+                return done.model_copy(update={"error": redacted(done.error)}) if done.error else done
             finally:
                 freed()
 

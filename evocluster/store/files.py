@@ -44,6 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
+            temp.unlink(missing_ok=True)
+            os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))  # never through a link put there
             yield temp
             handle = os.open(temp, os.O_RDWR)
             try:
@@ -93,7 +95,7 @@ def append_lines(path: Path, texts: Sequence[str]) -> None:
         if "\n" in text or "\r" in text:
             raise ValueError(f"a line cannot hold a line break: {text[:80]!r}; encode it, e.g. as JSON")
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
@@ -114,6 +116,16 @@ def read_text(path: Path) -> str:
             f"{str(path)!r} cannot be read ({getattr(error, 'strerror', None) or error}): restore it from a copy, or "
             "start a new run in another folder"
         ) from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises: RunDamaged where a file in the folder is a symbolic link: writing to it would write somewhere else."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise RunDamaged(
+                f"{str(path)!r} is a symbolic link to {str(path.readlink())!r}; a run folder holds files only: "
+                "put the file itself there, or remove the link"
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -138,7 +150,7 @@ def lock(folder: Path) -> Iterator[None]:
     """
     path = folder / ".lock"
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise unwritable(path, error) from error
     try:

@@ -226,7 +226,7 @@ class Table:
         if self._tail_rows == 0:
             self._size = 0
             return
-        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
         os.ftruncate(self._handle, self._size)
         os.fsync(self._handle)
         if told is None:
