@@ -129,7 +129,10 @@ class Plan:
             "models": {name: model.identity for name, model in self.stack.models.items()},
             "examples": {split: len(self.splits.of(split)) for split in SPLITS},
             "data": {split: _fingerprint(self.splits, split) for split in SPLITS},
-            **self.evaluator.sources(),
+            **{
+                kind: {configs.unmoved(source): found for source, found in named.items()}
+                for kind, named in self.evaluator.sources().items()
+            },
         }
 
 
@@ -240,6 +243,7 @@ def resume(
     runner: str | None = None,
     *,
     sets: Sequence[str] = (),
+    files: Path | None = None,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -247,13 +251,15 @@ def resume(
     """Go on with a run folder; a finished one is returned as it is.
 
     `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
-    sitting runs (`config.CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
+    sitting runs (`config.CHANGEABLE`). `files`: where the package of a submitted run is unpacked now.
+    Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
     path = Path(path).absolute()
     Folder.check_old(path)
-    found = plan(path / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
+    config = configs.load(path / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
+    found = plan(configs.moved(config, files.absolute()) if files is not None else config)
     if sets:
-        _change(path, found.config)
+        _change(path, config)
     if (path / "run.json").exists() and Result(path).status == "finished":
         say(f"{path} is finished; nothing to do")
         return Result(path)

@@ -17,6 +17,8 @@
     |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
     |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
     +-- BelowBar                    8   a measured figure is below what was asked for
+    +-- JobError                    9   the job server of a cluster cannot be reached, refuses, or does not know the job
+    |   +-- JobServerAway           9   no answer from it just now (asking again may help)
     +-- OperatorFailed              1   an operator made no child: becomes its trial's error
     +-- TooManyCalls                1   a pipeline asked more often than it said: becomes its evaluation's error
     +-- Interrupted               130   Ctrl-C: everything finished was saved
@@ -125,6 +127,16 @@ class BelowBar(EvoclusterError):
     """A figure that was measured is below the least that was asked for; the report was printed before it."""
 
     exit_code = 8
+
+
+class JobError(EvoclusterError):
+    """The job server of a Ray cluster refuses what it is asked, or knows no such job; the run itself is not touched."""
+
+    exit_code = 9
+
+
+class JobServerAway(JobError):
+    """The job server does not answer just now: asking again may help."""
 
 
 class OperatorFailed(EvoclusterError):

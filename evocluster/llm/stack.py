@@ -80,19 +80,21 @@ class Stack:
         self._parts = parts
         self._cached: Cached | None = None
 
-    def check(self) -> None:
+    def check(self, here: bool = True) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
 
+        `here` False: the run is to be elsewhere, and so are its keys and weights.
         Raises: errors.MissingModel, errors.PriceError.
         """
         for model in self.models.values():
-            if isinstance(model, Direct | Remote):
+            if isinstance(model, Direct | Remote) and here:
                 secret(model.key_env, model.model)
             if isinstance(model, Direct):
                 required(model.price, model.model)
             if isinstance(model, Local):
                 required(model.price, model.name)
-                weights.find(model.name)
+                if here:
+                    weights.find(model.name)
 
     def abilities(self) -> dict[str, Abilities]:
         """What each model can do."""
