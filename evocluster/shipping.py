@@ -27,7 +27,7 @@ from evocluster import config as configs
 from evocluster.complaints import SECRET, Keys
 from evocluster.config import SHIPPED, Config
 from evocluster.errors import ConfigError
-from evocluster.tasks.code import is_spec
+from evocluster.tasks.code import extend_path, is_spec
 
 CONFIG = "evocluster.submitted.yaml"
 CACHE = "~/.cache/evocluster/completions"
@@ -192,6 +192,7 @@ def _data(keys: Keys, text: str) -> Iterator[Path]:
 def _sources(config: Config, named: Iterable[tuple[Keys, str]]) -> tuple[list[Path], list[str]]:
     """The files of the user's code that the config names, and the modules it names that are installed."""
     folders = [_normal(folder) for folder in config.python_path]
+    extend_path(folders)
     sources: list[Path] = []
     installed: list[str] = []
     for _, text in named:

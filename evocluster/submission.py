@@ -98,7 +98,7 @@ def _refuse(name: str, earlier: Sequence[Job], request: Request) -> None:
     if not request.resume:
         raise RunExists(
             f"run {name!r} was on the cluster already ({last.status}); go on with it: "
-            "evocluster submit CONFIG --resume; or submit another: --name NAME"
+            f"evocluster submit CONFIG --resume {name}; or submit another: --name NAME"
         )
 
 

@@ -125,21 +125,22 @@ def _conclude(name: str, job: Job, watched: Watched, address: str, as_json: bool
         at = _at(address)
         following = [f"evocluster job fetch {name}{at}"]
         if watched.result["run"].get("status") != "finished":
-            following = [f"evocluster submit CONFIG --resume{at}"]
+            following = [f"evocluster submit CONFIG --resume {name}{at}"]
         if as_json:
             typer.echo(json.dumps(watched.result))
         else:
             print_result(Away(watched.result), False, following=following)
     elif job.status == "STOPPED":
         watched.display.warn(
-            f"run {name!r} was stopped; what was finished is kept: evocluster submit CONFIG --resume{_at(address)}"
+            f"run {name!r} was stopped; what was finished is kept, go on with: "
+            f"evocluster submit CONFIG --resume {name}{_at(address)}"
         )
     if job.status == "STOPPED":
         return INTERRUPTED
     if job.exit_code is None and job.status == "FAILED":
         raise JobError(
             f"run {name!r} broke off on the cluster: {job.message}; what was finished is kept, go on with: "
-            f"evocluster submit CONFIG --resume{_at(address)}"
+            f"evocluster submit CONFIG --resume {name}{_at(address)}"
         )
     return job.exit_code or 0
 

@@ -109,7 +109,7 @@ def stop(
     address: following.Address = following.DEFAULT,
     wait: Annotated[float, typer.Option("--wait", min=1, metavar="SECONDS", help="Wait so long for its end.")] = WAIT_S,
 ) -> None:
-    """Stop a run: what is in flight is finished and kept, and `evocluster submit CONFIG --resume` goes on.
+    """Stop a run: what is in flight is finished and kept, and `evocluster submit CONFIG --resume NAME` goes on.
 
     Example: evocluster job stop my-run
     """

@@ -10,6 +10,7 @@ import typer
 
 from evocluster.cli import following, screen
 from evocluster.cli.screen import plain
+from evocluster.errors import ConfigError
 
 if TYPE_CHECKING:
     from evocluster.shipping import Shipment
@@ -26,7 +27,9 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Change one value, e.g. --set budget.calls=500."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")] = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="NAME", help="Go on with the run of this name, from what it kept.")
+    ] = None,
     out: Annotated[
         str | None, typer.Option("--out", help="Run folder there (default: ~/evocluster-runs/NAME on the head).")
     ] = None,
@@ -47,11 +50,13 @@ def submit(
 
       evocluster submit my.yaml --name second --set budget.usd=2 --no-follow
 
-      evocluster submit my.yaml --resume
+      evocluster submit my.yaml --resume second
     """
     from evocluster import submission
 
-    named = [*(sets or []), *([f"name={name}"] if name else [])]
+    if name is not None and resume is not None and name != resume:
+        raise ConfigError(f"--name {name!r} and --resume {resume!r} contradict each other; keep one")
+    named = [*(sets or []), *(f"name={each}" for each in {name, resume} if each)]
     shipment = submission.prepare(config, named)
     _list(shipment, config)
     if dry:
@@ -59,7 +64,9 @@ def submit(
         if as_json:
             typer.echo(json.dumps({"run": shipment.name, "files": list(shipment.files), "needs": shipment.needs}))
         return
-    request = submission.Request(out=out, resume=resume, sets=tuple(sets or ()) if resume else (), stop_s=grace)
+    request = submission.Request(
+        out=out, resume=resume is not None, sets=tuple(sets or ()) if resume else (), stop_s=grace
+    )
     id = following.served(address, lambda jobs: submission.submit(jobs, shipment, request))
     at = "" if address == following.DEFAULT else f" --address {address}"
     _say(f"submitted {id} to {address}; look after it: evocluster job status {shipment.name}{at}")

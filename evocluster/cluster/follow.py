@@ -58,14 +58,15 @@ class Followed:
                 lost_at = now if lost_at is None else lost_at
                 if now - lost_at > self._patience_s:
                     raise
-                self._say(f"connection lost, trying again in {pause_s:.0f} s (the job goes on): {error}")
+                why = str(error).split("; is the cluster up")[0]
+                self._say(f"connection lost ({why}); the job goes on, trying again in {pause_s:.3g} s")
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_S)
                 continue
             if job is None:
                 raise JobError(
                     f"the cluster at {self._jobs.address} knows no job {self._id!r} any more (was it started anew?); "
-                    "what the run kept is in its folder: evocluster submit CONFIG --resume"
+                    "what the run kept is in its folder: evocluster submit CONFIG --resume NAME"
                 )
             self.job = job
             for line in last:

@@ -95,7 +95,7 @@ def checked(address: str) -> str:
 
 def exposed(address: str) -> str | None:
     """What to know of an address over which others can read; None where nobody can."""
-    parts = urlsplit(address)
+    parts = urlsplit(checked(address))
     if parts.scheme == "https" or parts.hostname in LOOPBACK:
         return None
     return (
@@ -179,18 +179,19 @@ class Jobs:
     async def tail(self, id: str) -> AsyncIterator[str]:
         """What a job prints, from its beginning until it is over; an empty text first, once the server listens."""
         assert self._session is not None
+        url = f"{self.address}/api/jobs/{id}/logs/tail"
         try:
-            async with self._session.ws_connect(
-                f"{self.address}/api/jobs/{id}/logs/tail",
-                max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
-            ) as socket:
+            async with asyncio.timeout(self._call_s):
+                listening = await self._session.ws_connect(
+                    url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=1.0)
+                )
+            async with listening as socket:
                 yield ""
                 async for text in self._received(socket, id):
                     yield text
         except aiohttp.WSServerHandshakeError as error:
             raise self._refused(error.status, error.message) from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._away(error) from error
 
     async def _received(self, socket: aiohttp.ClientWebSocketResponse, id: str) -> AsyncIterator[str]:
@@ -240,7 +241,7 @@ class Jobs:
             ) from None
 
     def _away(self, error: BaseException) -> JobServerAway:
-        why = str(error) or type(error).__name__
+        why = str(error).replace(" ssl:default", "") or type(error).__name__
         return JobServerAway(
             f"no job server answers at {self.address}: {why}; is the cluster up, and is its port forwarded "
             "(ray dashboard cluster.yaml, or ssh -N -L 8265:127.0.0.1:8265 HEAD)?"
