@@ -1,4 +1,4 @@
-"""A run on a real, token-protected Ray head through its job server alone: submit, follow, stop, resume, attach, fetch."""
+"""A run on a real, token-protected Ray head through its job server alone: submit, stop, resume, attach, fetch."""
 
 from __future__ import annotations
 
