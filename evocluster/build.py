@@ -134,7 +134,10 @@ class Plan:
             "models": {name: model.identity for name, model in self.stack.models.items()},
             "examples": {split: len(self.splits.of(split)) for split in SPLITS},
             "data": {split: _fingerprint(self.splits, split) for split in SPLITS},
-            **self.evaluator.sources(),
+            **{
+                kind: {configs.unmoved(source): found for source, found in named.items()}
+                for kind, named in self.evaluator.sources().items()
+            },
             **({"code_files": found, "allow_code": self.allowed} if (found := files(self.config)) else {}),
         }
 
@@ -258,6 +261,7 @@ def resume(
     *,
     sets: Sequence[str] = (),
     allow_code: bool = False,
+    files: Path | None = None,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -265,14 +269,17 @@ def resume(
     """Go on with a run folder; a finished one is returned as it is.
 
     `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
-    sitting runs (`config.CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
+    sitting runs (`config.CHANGEABLE`). `files`: where the package of a submitted run is unpacked now.
+    Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
     path = Path(path).absolute()
     Folder.check_old(path)
     changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
-    found = plan(path / "config.yaml", changes, allow_code=allow_code, stranger=True)
+    config = configs.load(path / "config.yaml", changes)
+    there = configs.moved(config, files.absolute()) if files is not None else config
+    found = plan(there, allow_code=allow_code, stranger=True)
     if sets:
-        _change(path, found.config)
+        _change(path, config)
     if (path / "run.json").exists() and Result(path).status == "finished":
         Folder.check(path)
         say(f"{path} is finished; nothing to do")

@@ -2,6 +2,8 @@
 
     load(path, sets)   read -> lay `--set` texts over -> refuse secrets -> validate -> Config
     dump(config)       the resolved text: every default written out; `load` of it gives an equal Config
+    paths, shipped     the settings that name files, and the text in which they name them elsewhere
+    moved(config)      a config of a shipped one whose files lie in another folder now
     schema()           JSON schema for editors
 
 Problems read
@@ -10,7 +12,7 @@ Problems read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -285,6 +287,8 @@ PATHS: tuple[Keys, ...] = (
 )
 """Settings that are paths, or code in a file (`file.py:name`), where they are texts; relative ones start at the folder
 of the config file. '*' is every entry of a list or mapping."""
+SHIPPED = "evocluster-files"
+"""The folder of a package that the files of a submitted run are in; what stands before it differs by cluster."""
 
 
 def load(path: str | Path, sets: Sequence[str] = ()) -> Config:
@@ -312,6 +316,47 @@ def dump(config: Config) -> str:
     data = config.model_dump(mode="json")
     _absolute(data, config.root)
     return written(data)
+
+
+def paths(config: Config) -> list[tuple[Keys, str]]:
+    """The settings of PATHS that are set, as texts."""
+    data = config.model_dump(mode="json")
+    return [
+        (keys, holder[last]) for keys in PATHS for holder, last in holders(data, keys) if isinstance(holder[last], str)
+    ]
+
+
+def shipped(config: Config, place: Callable[[Keys, str], str]) -> str:
+    """The resolved config as YAML for a run on a cluster that is there; `place` says where each path of PATHS is."""
+    data = _placed_by(config, place)
+    data["engine"] |= {"runner": "ray", "address": "auto"}
+    return written(data)
+
+
+def moved(config: Config, root: Path) -> Config:
+    """The config of a shipped run whose files lie at `root` now; other paths stay. Raises: errors.ConfigError."""
+
+    def place(keys: Keys, text: str) -> str:
+        _, found, rest = text.partition(f"/{SHIPPED}/")
+        if text.endswith(f"/{SHIPPED}"):
+            return str(root)
+        return str(root / rest) if found else text
+
+    return parse(_placed_by(config, place), config.root)
+
+
+def unmoved(text: str) -> str:
+    """A path, or code in a file, by the same name wherever a package was unpacked."""
+    return text.partition(f"/{SHIPPED}/")[2] or text
+
+
+def _placed_by(config: Config, place: Callable[[Keys, str], str]) -> dict[str, Any]:
+    data = config.model_dump(mode="json")
+    for keys in PATHS:
+        for holder, last in holders(data, keys):
+            if isinstance(holder[last], str):
+                holder[last] = place(keys, holder[last])
+    return data
 
 
 def schema() -> dict[str, Any]:

@@ -18,6 +18,8 @@
     |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
     +-- BelowBar                    8   a measured figure is below what was asked for
     +-- RunHeld                     9   another process writes this run folder: this one leaves
+    +-- JobError                   10   the job server of a cluster cannot be reached, refuses, or does not know the job
+    |   +-- JobServerAway           10   no answer from it just now (asking again may help)
     +-- OperatorFailed              1   an operator made no child: becomes its trial's error
     +-- TooManyCalls                1   a pipeline asked more often than it said: becomes its evaluation's error
     +-- Interrupted               130   Ctrl-C: everything finished was saved
@@ -141,6 +143,16 @@ class RunHeld(EvoclusterError):
     """Another process writes the run folder, or took it over while this one gave no sign of life."""
 
     exit_code = 9
+
+
+class JobError(EvoclusterError):
+    """The job server of a Ray cluster refuses what it is asked, or knows no such job; the run itself is not touched."""
+
+    exit_code = 10
+
+
+class JobServerAway(JobError):
+    """The job server does not answer just now: asking again may help."""
 
 
 class OperatorFailed(EvoclusterError):

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 unexpected, 2 config or data wrong (nothing spent), 3 the run folder exists, 4 a run folder is
 damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not be used, 8 a figure is below what was
-asked for, 9 another process writes the run folder, 130 interrupted (saved).
+asked for, 9 another process writes the run folder, 10 a cluster's job server, 130 interrupted (saved).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from evocluster.cli import (
     compare,
     export,
     init,
+    job,
     judge,
     models,
     report,
@@ -27,6 +28,7 @@ from evocluster.cli import (
     schema,
     screen,
     show,
+    submit,
     track,
     watch,
 )
@@ -40,7 +42,7 @@ app = typer.Typer(
         "Example: evocluster run configs/quickstart.yaml; evocluster show runs/quickstart. "
         "Exit codes: 0 done, 1 unexpected, "
         "2 config or data, 3 run folder exists, 4 run folder damaged, 5 budget spent before a front, 6 disk, 7 model, "
-        "8 below what was asked, 9 another process writes the run folder, "
+        "8 below what was asked, 9 another process writes the run folder, 10 job server of a cluster, "
         "130 interrupted (everything finished is saved)."
     ),
     no_args_is_help=True,
@@ -51,6 +53,8 @@ app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
+app.command("submit")(submit.submit)
+app.add_typer(job.app, name="job")
 app.command("show")(show.show)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)

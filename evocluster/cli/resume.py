@@ -25,7 +25,13 @@ def resume(
             help="Trust a run folder that was not made here: the Python it names, and where it sends keys.",
         ),
     ] = False,
+    files: Annotated[
+        Path | None, typer.Option("--files", hidden=True, help="Where the package of a submitted run is unpacked.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    form: Annotated[
+        progress.Form, typer.Option("--progress", help="json: progress as JSON objects, a line each, for programs.")
+    ] = "auto",
 ) -> None:
     """Go on with a run that was interrupted, killed or failed; nothing finished is paid again.
 
@@ -48,4 +54,12 @@ def resume(
             interrupted=interrupted,
         )
     print_result(result, as_json)
+    with progress.Display(quiet=as_json, form=form) as display, progress.interruptible(display.warn) as interrupted:
+        result = build.resume(
+            folder, runner, sets=sets or (), files=files, show=display, say=display.say, interrupted=interrupted
+        )
+    if form == "json":
+        progress.tell_result(result)
+    else:
+        print_result(result, as_json)
     progress.leave(result)

@@ -28,6 +28,9 @@ def run(
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    form: Annotated[
+        progress.Form, typer.Option("--progress", help="json: progress as JSON objects, a line each, for programs.")
+    ] = "auto",
 ) -> None:
     """Evolve a configuration: evaluates, selects, and writes the run folder.
 
@@ -43,9 +46,12 @@ def run(
     from evocluster.report.caveats import scarce
 
     plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])], allow_code=allow_code)
-    with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
+    with progress.Display(quiet=as_json, form=form) as display, progress.interruptible(display.warn) as interrupted:
         if few := scarce(len(plan.splits.validation)):
             display.say(f"warning: {few}")
         result = build.run(plan, out, show=display, say=display.say, interrupted=interrupted)
-    print_result(result, as_json)
+    if form == "json":
+        progress.tell_result(result)
+    else:
+        print_result(result, as_json)
     progress.leave(result)

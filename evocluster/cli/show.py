@@ -36,8 +36,11 @@ def show(
     print_result(Found(folder), as_json, full)
 
 
-def print_result(result: Found, as_json: bool, full: bool = False) -> None:
-    """Print a result for people or for programs; rubrics and outputs are plain text, never markup."""
+def print_result(result: Found, as_json: bool, full: bool = False, following: Sequence[str] | None = None) -> None:
+    """Print a result for people or for programs; rubrics and outputs are plain text, never markup.
+
+    `following`: the commands that come next where the folder is not on this machine.
+    """
     if as_json:
         # All ASCII, so that no text in it can reach a terminal or a narrow encoding as anything but JSON.
         typer.echo(json.dumps({"folder": str(result.path), "run": result.run, "front": result.front}))
@@ -57,6 +60,7 @@ def print_result(result: Found, as_json: bool, full: bool = False) -> None:
             whole = json.dumps(recommended["genes"], indent=2, ensure_ascii=False)
             console.print(plain(whole), soft_wrap=True)
     _print_run(console, result, bool(rows))
+    _print_next(console, result, following)
 
 
 def _print_front(console: Console, result: Found, rows: Sequence[Row]) -> None:
@@ -155,16 +159,20 @@ def _print_run(console: Console, result: Found, front: bool) -> None:
         console.print(plain(text), soft_wrap=True)
     if run.get("error"):
         console.print(plain(f"error: {run['error']}", "red"), soft_wrap=True)
-    folder = _path(result.path)
+
+
+def _print_next(console: Console, result: Found, following: Sequence[str] | None) -> None:
+    folder = str(result.path) if following is not None else _path(result.path)
+    where = " on the cluster" if following is not None else ""
     console.print(
-        plain(f"Run folder: {folder} (front.json, run.json, genomes.jsonl, trials/*.parquet)"), soft_wrap=True
+        plain(f"Run folder{where}: {folder} (front.json, run.json, genomes.jsonl, trials/*.parquet)"), soft_wrap=True
     )
     commands = [
         f"evocluster {verb}" for verb in (f"report {folder}", f"show {folder} --full", f"export {folder} --as openai")
     ]
     if result.status in ("interrupted", "failed", "running"):
         commands = [f"evocluster resume {folder}"]
-    for label, command in zip(("Next:", "     "), commands, strict=False):
+    for label, command in zip(("Next:", "     "), following or commands, strict=False):
         console.print(plain(f"{label} {command}"), soft_wrap=True)
 
 

@@ -11,7 +11,9 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -63,6 +66,10 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
             f"no Ray cluster answers at {address!r}: {failure}; start one (ray start --head), correct engine.address, "
             "or leave it out to run on this machine"
         ) from failure
+    finally:
+        # Ray puts its own in place, which would end a run that was asked to finish in the middle of a trial.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     try:
         yield
     finally:

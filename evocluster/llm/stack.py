@@ -149,15 +149,16 @@ class Stack:
         self._of: dict[str, Lease] = {}
         self._gate: Gate | None = None
 
-    def check(self) -> None:
+    def check(self, here: bool = True) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
 
+        `here` False: the run is to be elsewhere, and so are its keys and weights.
         Raises: errors.MissingModel, errors.PriceError.
         """
         for model in self.models.values():
-            if isinstance(model, Direct | Remote):
+            if isinstance(model, Direct | Remote) and here:
                 secret(model.key_env, model.model)
-            if isinstance(model, Local):
+            if isinstance(model, Local) and here:
                 weights.find(model.name)
         self.prices()
 
