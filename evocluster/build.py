@@ -12,11 +12,12 @@ import asyncio
 import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 from evocluster import config as configs
@@ -426,3 +427,44 @@ def exported(
         "endpoints": {name: models[name].endpoint for name in asked},
         "used": repairs(result, member["genome"]),
     }
+
+
+def scaling(short: bool, given: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """How the engine scales, as JSON data for report.scaling: machine, options, searches, history.
+
+    `given`: fields of cluster.cases.Options in place of the default's. Raises: errors.ConfigError for a wrong one.
+    """
+    from evocluster.cluster import bench
+    from evocluster.cluster.cases import SHORT, Options, checked
+
+    options = checked(replace(SHORT if short else Options(), **given))
+    machine = bench.machine()
+    history = _history(options.history, say) if "history" in options.parts else []
+    return {
+        "format": "evocluster-scaling-1",
+        "evocluster": version("evocluster"),
+        "machine": machine,
+        "options": bench.asked(options),
+        "history": history,
+        "searches": bench.timed(options, say),
+    }
+
+
+def _history(sizes: Sequence[int], say: Say) -> list[dict[str, Any]]:
+    """What an evaluation costs the optimizer and the run folder at each size of the history."""
+    from evocluster.cluster.meter import resident_mb
+    from evocluster.cluster.world import World, write
+    from evocluster.engine.ageing import aged
+
+    rows = []
+    with TemporaryDirectory(prefix="evobench-") as place:
+        world = World({"kind": "scripted"}, calls=2 * max(sizes) + 10_000, in_flight=200)
+        prepared = plan(write(Path(place) / "world", world))
+        folder = Folder.create(Path(place) / "run", configs.dump(prepared.config))
+        try:
+            for age in aged(prepared.optimizer(), prepared.space.sample, folder, sizes, resident_mb):
+                rows.append(asdict(age))
+                say(f"history, {age.evaluations} evaluations: {age.ask_ms + age.append_ms:.3f} ms CPU each")
+        finally:
+            folder.close()
+    return rows

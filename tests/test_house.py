@@ -59,6 +59,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 
 HOMES: dict[str, str] = {
     "ray": "cluster/",
+    "psutil": "cluster/",
     "pymoo": "search/nsga2.py",
     "bm25s": "tasks/retrieval.py",
     "litellm": "llm/remote.py",
