@@ -12,12 +12,11 @@ import asyncio
 import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 from evocluster import config as configs
@@ -32,6 +31,7 @@ from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.portable import Portable, call
+from evocluster.llm.prices import Price
 from evocluster.llm.stack import Stack
 from evocluster.records import Evaluation, Genome, Item, Split, canonical, digest
 from evocluster.report.chosen import chosen, repairs, unchanged
@@ -42,6 +42,7 @@ from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
+from evocluster.store.files import read_json
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits
 from evocluster.tasks.evaluate import Evaluator
@@ -206,13 +207,15 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     optimizer, facts = plan.optimizer(), plan.facts()
     folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
     try:
-        if not fresh and (path / "run.json").exists():
-            facts["started_at"] = folder.unchanged(facts).get("started_at")
+        earlier = folder.unchanged(facts) if not fresh and (path / "run.json").exists() else {}
+        facts["started_at"] = earlier.get("started_at")
+        now = {name: price.model_dump() for name, price in plan.stack.prices().items()}
+        facts["prices"] = earlier.get("prices") or now
         folder.keep_examples({split: plan.splits.of(split) for split in SPLITS})
     except BaseException:
         folder.close()
         raise
-    facts.setdefault("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
+    facts["started_at"] = facts["started_at"] or datetime.now(UTC).isoformat(timespec="seconds")
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
 
@@ -258,7 +261,16 @@ def resume(
     if (path / "run.json").exists() and Result(path).status == "finished":
         say(f"{path} is finished; nothing to do")
         return Result(path)
-    return _carry_out(found, path, False, show, interrupted)
+    return _carry_out(_at_its_prices(found, path), path, False, show, interrupted)
+
+
+def _at_its_prices(plan: Plan, path: Path) -> Plan:
+    """The plan at the prices that its run began with: a list that changed since changes nothing in it."""
+    if not (path / "run.json").exists():
+        return plan
+    told = read_json(path / "run.json").get("prices") or {}
+    prices = {name: Price(**price) for name, price in told.items()}
+    return replace(plan, stack=plan.stack.priced(prices))
 
 
 def _change(path: Path, config: Config) -> None:
@@ -427,44 +439,3 @@ def exported(
         "endpoints": {name: models[name].endpoint for name in asked},
         "used": repairs(result, member["genome"]),
     }
-
-
-def scaling(short: bool, given: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """How the engine scales, as JSON data for report.scaling: machine, options, searches, history.
-
-    `given`: fields of cluster.cases.Options in place of the default's. Raises: errors.ConfigError for a wrong one.
-    """
-    from evocluster.cluster import bench
-    from evocluster.cluster.cases import SHORT, Options, checked
-
-    options = checked(replace(SHORT if short else Options(), **given))
-    machine = bench.machine()
-    history = _history(options.history, say) if "history" in options.parts else []
-    return {
-        "format": "evocluster-scaling-1",
-        "evocluster": version("evocluster"),
-        "machine": machine,
-        "options": bench.asked(options),
-        "history": history,
-        "searches": bench.timed(options, say),
-    }
-
-
-def _history(sizes: Sequence[int], say: Say) -> list[dict[str, Any]]:
-    """What an evaluation costs the optimizer and the run folder at each size of the history."""
-    from evocluster.cluster.meter import resident_mb
-    from evocluster.cluster.world import World, write
-    from evocluster.engine.ageing import aged
-
-    rows = []
-    with TemporaryDirectory(prefix="evobench-") as place:
-        world = World({"kind": "scripted"}, calls=2 * max(sizes) + 10_000, in_flight=200)
-        prepared = plan(write(Path(place) / "world", world))
-        folder = Folder.create(Path(place) / "run", configs.dump(prepared.config))
-        try:
-            for age in aged(prepared.optimizer(), prepared.space.sample, folder, sizes, resident_mb):
-                rows.append(asdict(age))
-                say(f"history, {age.evaluations} evaluations: {age.ask_ms + age.append_ms:.3f} ms CPU each")
-        finally:
-            folder.close()
-    return rows

@@ -26,6 +26,8 @@ Messages name the value with !r, what was allowed, and the remedy. All of them s
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EvoclusterError(Exception):
     """Root of the tree."""
@@ -80,6 +82,10 @@ class ModelError(EvoclusterError):
 
     exit_code = 7
     retryable = False
+    billable = False
+    """The endpoint may have answered, and charged for it, although nothing usable came back."""
+    used: Any = None
+    """records.Usage: what the failed call may have cost, as llm.charged reckons it; None where it cost nothing."""
 
 
 class Unreachable(ModelError):
@@ -111,10 +117,13 @@ class DeadlinePassed(ModelError):
     """No complete answer before the deadline."""
 
     retryable = True
+    billable = True
 
 
 class BadReply(ModelError):
     """An answer arrived that cannot be used."""
+
+    billable = True
 
 
 class Refused(ModelError):

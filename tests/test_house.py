@@ -49,7 +49,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "running": (*FOUNDATION, "llm", "store", "engine", "config", "cluster"),
-    "cli": (*FOUNDATION, "build", "config", "document", "complaints", "report"),
+    "scaling": (*FOUNDATION, "build", "config", "engine", "cluster"),
+    "cli": (*FOUNDATION, "build", "scaling", "config", "document", "complaints", "report"),
     "__init__": (
         *("build", "config", "records", "llm.client"),
         *("search.optimizer", "report.result", "tasks.calls", "tasks.execution"),

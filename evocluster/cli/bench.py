@@ -67,9 +67,9 @@ def scaling(
 
       evocluster bench scaling --address auto --nodes 1,2,4 --parts strong,weak --latency lognormal:1:10
     """
-    from evocluster import build
     from evocluster.report.scaling import findings, tables
     from evocluster.report.scaling_page import write
+    from evocluster.scaling import measured
 
     given: dict[str, Any] = {
         "parts": tuple(parts.split(",")) if parts is not None else None,
@@ -82,7 +82,7 @@ def scaling(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     console = screen.console(stderr=as_json)
-    found = build.scaling(
+    found = measured(
         short, {**chosen, "client": client, "address": address}, lambda text: console.print(screen.plain(text))
     )
     found["findings"] = findings(found)

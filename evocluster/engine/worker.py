@@ -55,7 +55,11 @@ class Meter:
         self.usage = Usage()
 
     async def __call__(self, request: Request) -> Reply:
-        reply = await self._llm(request)
+        try:
+            reply = await self._llm(request)
+        except ModelError as failure:
+            self.usage = self.usage + (failure.used or Usage())
+            raise
         self.usage = self.usage + usage(reply)
         return reply
 
@@ -68,8 +72,12 @@ class Accounts:
         self._sums: dict[tuple[str, str], Usage] = {}
 
     async def __call__(self, request: Request) -> Reply:
-        reply = await self._llm(request)
         key = (request.model, request.purpose)
+        try:
+            reply = await self._llm(request)
+        except ModelError as failure:
+            self._sums[key] = self._sums.get(key, Usage()) + (failure.used or Usage())
+            raise
         self._sums[key] = self._sums.get(key, Usage()) + usage(reply)
         return reply
 

@@ -177,6 +177,9 @@ class Direct(Paced):
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise Unreachable(
+            lost = Unreachable(
                 f"no connection to {self.base_url!r} ({type(error).__name__}); is the endpoint running there?"
-            ) from error
+            )
+            # Broken off after it was made: the request may have been answered.
+            lost.billable = not isinstance(error, aiohttp.ClientConnectorError)
+            raise lost from error

@@ -121,6 +121,12 @@ class Remote(Paced):
         )
 
     @property
+    def rate(self) -> Price | None:
+        """What tokens cost: as declared, or litellm's list price where one applies. Raises: errors.MissingModel."""
+        private = self.api_base is not None and self._provider in COMPATIBLE
+        return self.price or (None if private else list_price(self.model))
+
+    @property
     def identity(self) -> str:
         """'remote:model', with '@host' for a host of its own and a digest of settings that change answers."""
         changed = self.model_dump(mode="json", include={"choices", "extra"}, exclude_defaults=True)
@@ -130,9 +136,7 @@ class Remote(Paced):
     async def open(self) -> None:
         """Raises: errors.PriceError, errors.MissingModel (keys), errors.ConfigError. Nothing is sent yet."""
         await self.close()
-        private = self.api_base is not None and self._provider in COMPATIBLE
-        listed = None if self.price or private else list_price(self.model)
-        self._priced = required(self.price or listed, self.model)
+        self._priced = required(self.rate, self.model)
         key = wire.secret(self.key_env, self.model)
         self._key = "no-key" if key is None and self.api_base else key
         litellm = await asyncio.to_thread(_load)
@@ -265,7 +269,10 @@ class Remote(Paced):
             )
         names = {type(link).__name__ for link in chain}
         if any(isinstance(link, aiohttp.ClientError | OSError) for link in chain) or "TransportError" in names:
-            return Unreachable(f"no connection to model {self.model!r}: {said}")
+            lost = Unreachable(f"no connection to model {self.model!r}: {said}")
+            # Broken off after it was made: the request may have been answered.
+            lost.billable = not any(isinstance(link, aiohttp.ClientConnectorError) for link in chain)
+            return lost
         status = getattr(error, "status_code", None)
         if not isinstance(status, int) or status == 200:
             return BadReply(f"model {self.model!r} gave an answer that cannot be read: {said}")

@@ -20,13 +20,15 @@ import numpy as np
 
 from evocluster.llm import weights
 from evocluster.llm.cached import Cached
+from evocluster.llm.charged import Charged
 from evocluster.llm.client import LLM, Abilities, Cache, Model, Reply, Request, Router
 from evocluster.llm.direct import Direct
 from evocluster.llm.limits import Limited
 from evocluster.llm.local import Local
-from evocluster.llm.prices import required
+from evocluster.llm.prices import Price, required
 from evocluster.llm.remote import Remote
 from evocluster.llm.wire import secret
+from evocluster.parts import Part
 
 
 @runtime_checkable
@@ -55,6 +57,9 @@ class Bounded(Model, Protocol):
 
     @property
     def retries(self) -> int: ...
+
+    @property
+    def price(self) -> Price | None: ...
 
 
 class Gate:
@@ -88,11 +93,28 @@ class Stack:
         for model in self.models.values():
             if isinstance(model, Direct | Remote):
                 secret(model.key_env, model.model)
-            if isinstance(model, Direct):
-                required(model.price, model.model)
             if isinstance(model, Local):
-                required(model.price, model.name)
                 weights.find(model.name)
+        self.prices()
+
+    def prices(self) -> dict[str, Price]:
+        """What the tokens of each model cost now, declared or listed. Raises: errors.PriceError, MissingModel."""
+        return {
+            name: required(
+                model.rate if isinstance(model, Remote) else model.price, getattr(model, "model", None) or name
+            )
+            for name, model in self.models.items()
+        }
+
+    def priced(self, prices: Mapping[str, Price]) -> Stack:
+        """The same models at these prices."""
+        models: dict[str, Bounded] = {
+            name: model.model_copy(update={"price": prices[name]})
+            if isinstance(model, Part) and name in prices
+            else model
+            for name, model in self.models.items()
+        }
+        return Stack(models, self._seed, self._parts)
 
     def abilities(self) -> dict[str, Abilities]:
         """What each model can do."""
@@ -119,6 +141,7 @@ class Stack:
 
         When one fails to open, those already open are closed. Raises: ConfigError, ModelError.
         """
+        prices = self.prices()
         opened: list[Bounded] = []
         try:
             for model in self.models.values():
@@ -131,7 +154,7 @@ class Stack:
         rng = np.random.default_rng(self._seed)
         limited: dict[str, LLM] = {
             name: Limited(
-                model,
+                Charged(model, prices[name]),
                 max_concurrency=model.max_concurrency and max(1, model.max_concurrency // self._parts),
                 timeout_s=model.timeout_s,
                 retries=model.retries,

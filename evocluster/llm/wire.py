@@ -244,7 +244,9 @@ def refusal(status: int, retry_after: str | None, raw: bytes, model: str, key: s
         return Refused(f"model {model!r} answered with a redirect ({status}), which is not followed; correct base_url")
     if status in (400, 413, 422):
         # Of this request (a prompt longer than the context, say), not of the endpoint: others may do better.
-        return BadReply(text)
+        unfit = BadReply(text)
+        unfit.billable = False
+        return unfit
     if status in (401, 403):
         text += "; check the key and the variable named in key_env"
     return Refused(text)

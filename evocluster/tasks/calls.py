@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from evocluster.errors import TooManyCalls
+from evocluster.errors import ModelError, TooManyCalls
 from evocluster.llm.client import LLM, Message, Reply, Request, usage
 from evocluster.records import Genome, Json, Usage
 from evocluster.tasks.execution import Step
@@ -99,7 +99,11 @@ class Calls:
             request = request.model_copy(update=offset)
         clock = await self._clock()
         started = clock.now()
-        reply = await self._llm(request)
+        try:
+            reply = await self._llm(request)
+        except ModelError as failure:
+            self._usage = self._usage + (failure.used or Usage())
+            raise
         clock.spent(started, reply.seconds)
         self._usage = self._usage + usage(reply)
         self.note(step, show_request(request), reply.text)
