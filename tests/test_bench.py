@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from evocluster.cluster.ideal import greedy, in_order
 from evocluster.cluster.loopback import Latency, running, stats
+from evocluster.cluster.meter import ROOT as ROOT_NAME
 from evocluster.cluster.meter import Meter, below
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,3 +205,16 @@ def test_the_meter_sees_the_cpu_of_the_tree() -> None:
                 time.sleep(0.05)
         process.kill()
     assert 0.2 < sum(meter.cpu_s(started, time.monotonic()).values()) < 0.6
+    assert 0 < meter.machine(started, time.monotonic()) <= 1
+    assert meter.peak_mb == pytest.approx(meter.node_mb[""]) and meter.peak_mb > 1
+
+
+def test_a_process_that_is_over_keeps_its_name() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.2)"]) as process:
+        listed = below(process.pid)
+        with Meter(listed, every_s=0.02) as meter:
+            started = time.monotonic()
+            while listed()[0].process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < started + 20:
+                time.sleep(0.05)
+            time.sleep(0.3)
+    assert {name for name, _ in meter.processes(started, time.monotonic())} == {ROOT_NAME}

@@ -60,7 +60,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 
 HOMES: dict[str, str] = {
     "ray": "cluster/",
-    "psutil": "cluster/",
+    "psutil": "cluster/meter.py",
     "pymoo": "search/nsga2.py",
     "bm25s": "tasks/retrieval.py",
     "litellm": "llm/remote.py",

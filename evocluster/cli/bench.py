@@ -16,6 +16,9 @@ from evocluster.errors import ConfigError
 if TYPE_CHECKING:
     from evocluster.report.scaling import Table as Figures
 
+WIDTH = 160
+"""Columns that the tables need."""
+
 app = typer.Typer(help="Measure the engine itself, against an endpoint on this machine that only waits. Costs nothing.")
 
 
@@ -82,6 +85,7 @@ def scaling(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     console = screen.console(stderr=as_json)
+    console.width = max(console.width, WIDTH)  # the tables are wide; narrower ones could not be read across
     found = measured(
         short, {**chosen, "client": client, "address": address}, lambda text: console.print(screen.plain(text))
     )
@@ -101,7 +105,7 @@ def _show(console: Console, each: Figures) -> None:
     """A table, its note below."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     for number, head in enumerate(each.heads):
-        table.add_column(head, justify="right" if number else "left", overflow="fold")
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in each.rows:
         table.add_row(*row)
     console.print(screen.plain(each.title, "bold"))

@@ -11,6 +11,8 @@ import psutil
 
 ROOT = "driver"
 """Name of the process a meter was given, among those below it."""
+ENDED = "ended"
+"""Name of a process that was over, though not yet reaped, before it could be asked."""
 MEMORY_EVERY = 20
 """Samples from one look at memory to the next: private memory takes the kernel 50 times as long as CPU."""
 LIST_EVERY = 4
@@ -39,6 +41,7 @@ class Meter:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._samples: list[tuple[float, dict[int, float]]] = []
+        self._machine: list[tuple[float, float, float]] = []
         self._names: dict[int, str] = {}
         self.peak_mb = 0.0
         """Largest sum of private memory (USS) seen, MiB."""
@@ -65,6 +68,14 @@ class Meter:
         before, after = self._at(start_s), self._at(end_s)
         return [(self._names[pid], total - before.get(pid, 0.0)) for pid, total in after.items()]
 
+    def machine(self, start_s: float, end_s: float) -> float:
+        """Share of all cores that were busy between two moments of the monotonic clock, whoever used them."""
+        before, after = (
+            min(self._machine, key=lambda sample: abs(sample[0] - moment), default=(0.0, 0.0, 0.0))
+            for moment in (start_s, end_s)
+        )
+        return (after[1] - before[1]) / (after[2] - before[2]) if after[2] > before[2] else 0.0
+
     def _at(self, moment: float) -> dict[int, float]:
         """The sample nearest to a moment; processes that ended by then keep their last figure."""
         seen: dict[int, float] = {}
@@ -86,12 +97,14 @@ class Meter:
                 try:
                     times = one.process.cpu_times()
                     sample[one.process.pid] = times.user + times.system
-                    self._names[one.process.pid] = one.name
+                    if one.name != ENDED or one.process.pid not in self._names:
+                        self._names[one.process.pid] = one.name
                     if number % MEMORY_EVERY == 0:
                         memory[one.node] = memory.get(one.node, 0.0) + one.process.memory_full_info().uss / 2**20
                 except psutil.Error:  # it ended while we looked: its last sample stands
                     continue
             self._samples.append((time.monotonic(), sample))
+            self._machine.append((time.monotonic(), *_busy()))
             self.peak_mb = max(self.peak_mb, sum(memory.values()))
             for node, mb in memory.items():
                 self.node_mb[node] = max(mb, self.node_mb.get(node, 0.0))
@@ -130,6 +143,13 @@ def resident_mb() -> float:
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
+def _busy() -> tuple[float, float]:
+    """CPU seconds of this machine since it started: busy ones, and all."""
+    times = psutil.cpu_times()
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # in `user` already
+    return whole - times.idle - getattr(times, "iowait", 0.0), whole
+
+
 def _raylets(gcs: str) -> list[tuple[psutil.Process, str]]:
     """Every raylet of that cluster here, with its argument that names the session."""
     found = []
@@ -152,7 +172,7 @@ def _name(process: psutil.Process) -> str:
     try:
         line = [str(word) for word in process.cmdline()] or [str(process.name())]
     except psutil.Error:
-        return "ended"
+        return ENDED
     if line[0].startswith("ray::"):
         return line[0].split("(")[0].split(".")[0].split()[0]
     script = next((word for word in line[1:] if word.endswith(".py")), line[0].split()[0])

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from evocluster.cluster.ideal import greedy, groups
 from evocluster.cluster.sentry import Post, Used, serving
 from evocluster.cluster.simulated import Site
@@ -102,7 +100,7 @@ class Timing:
     busiest: Mapping[str, float]
     """Share of one core that the busiest process of each name used."""
     machine: float
-    """Share of all cores of this machine that were busy, whoever used them."""
+    """Share of all cores of the busiest machine that were busy, whoever used them."""
     node_mb: Mapping[str, float]
     """Peak of private memory, MiB, by node; `driver` and `head` (the control store) apart."""
     before_s: float
@@ -136,7 +134,8 @@ def measure(case: Case, site: Site, posts: Sequence[Post], folder: Path) -> Timi
     try:
         url = serving(posts, case.latency, SEED, LABELS)
         config = write(folder, _world(case, site, url))
-        started, sitting = time.time(), _run(config, site, posts)
+        started = time.time()
+        _run(config, site, posts)
         ended = time.time()
         calls = _calls([post.seen() for post in posts])
         first, last = calls[0][0], max(call[1] for call in calls)
@@ -146,7 +145,7 @@ def measure(case: Case, site: Site, posts: Sequence[Post], folder: Path) -> Timi
         for post in posts:
             post.leave()
     sizes, evaluations = asked(folder / "run")
-    return timing(case, calls, sizes, evaluations, used, endpoint_s, sitting, (first - started, ended - last))
+    return timing(case, calls, sizes, evaluations, used, endpoint_s, (first - started, ended - last))
 
 
 def timing(
@@ -156,7 +155,6 @@ def timing(
     evaluations: int,
     used: Sequence[Used],
     endpoint_s: float,
-    machine: float,
     around: tuple[float, float],
 ) -> Timing:
     """The figures. `calls`: (begin, end, latency) in order of arrival; `sizes`: calls of each phase but the last."""
@@ -181,7 +179,7 @@ def timing(
         cpu_ms={name: seconds / evaluations * 1000 for name, seconds in sorted(totals.items())},
         busiest={name: max(s for n, s in processes if n == name) / wall for name in totals if name != "endpoint"}
         | {"endpoint": endpoint_s / len(used) / wall},
-        machine=machine,
+        machine=max(one.machine for one in used),
         node_mb={f"{number}:{node}": mb for number, one in enumerate(used) for node, mb in one.node_mb.items()},
         before_s=around[0],
         after_s=around[1],
@@ -228,11 +226,10 @@ def _world(case: Case, site: Site, url: str) -> World:
     )
 
 
-def _run(config: Path, site: Site, posts: Sequence[Post]) -> float:
-    """Carry the config out; the share of this machine's cores that were busy meanwhile. Raises: EvoclusterError."""
+def _run(config: Path, site: Site, posts: Sequence[Post]) -> None:
+    """Carry the config out. Raises: EvoclusterError with what the run said when it failed."""
     command = [sys.executable, "-m", "evocluster.cli.main", "run", str(config), "--out", str(config.parent / "run")]
     environment = {**os.environ, **site.environment}
-    psutil.cpu_percent()
     with subprocess.Popen(
         [*command, "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -245,7 +242,6 @@ def _run(config: Path, site: Site, posts: Sequence[Post]) -> float:
             raise
     if process.returncode:
         raise EvoclusterError(f"a search of the benchmark ended with {process.returncode}: {complaint[-3000:]}")
-    return float(psutil.cpu_percent()) / 100
 
 
 def _calls(seen: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, float]]:

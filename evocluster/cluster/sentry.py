@@ -26,6 +26,8 @@ class Used(NamedTuple):
     """(name, CPU seconds) of every process."""
     node_mb: dict[str, float]
     """Peak of private memory, MiB, by node."""
+    machine: float = 0.0
+    """Share of the machine's cores that were busy, whoever used them."""
 
 
 class Post(Protocol):
@@ -81,7 +83,8 @@ class Sentry:
         """See Post."""
         offset = time.time() - time.monotonic()
         assert self._meter is not None
-        return Used(self._meter.processes(start_s - offset, end_s - offset), dict(self._meter.node_mb))
+        moments = start_s - offset, end_s - offset
+        return Used(self._meter.processes(*moments), dict(self._meter.node_mb), self._meter.machine(*moments))
 
     def leave(self) -> None:
         """See Post."""

@@ -76,10 +76,14 @@ class Accounts:
         try:
             reply = await self._llm(request)
         except ModelError as failure:
-            self._sums[key] = self._sums.get(key, Usage()) + (failure.used or Usage())
+            self._add(key, failure.used or Usage())
             raise
-        self._sums[key] = self._sums.get(key, Usage()) + usage(reply)
+        self._add(key, usage(reply))
         return reply
+
+    def _add(self, key: tuple[str, str], used: Usage) -> None:
+        before = self._sums.get(key)
+        self._sums[key] = used if before is None else before + used
 
     def lines(self) -> tuple[Spend, ...]:
         """What each model was asked for, sorted."""

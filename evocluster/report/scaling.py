@@ -85,8 +85,7 @@ def _timings(part: str, rows: Sequence[Row]) -> Table:
                 f"{row['ideal_s']['median']:.1f}",
                 _spread(row["wall_s"], ".1f"),
                 _spread(row["efficiency"], ".3f"),
-                f"{row['efficiency_phases']['median']:.3f}",
-                phases,
+                f"{row['efficiency_phases']['median']:.3f} ({phases})",
                 f"{row['evaluations_per_s']['median']:.0f}",
                 relative,
             )
@@ -95,7 +94,7 @@ def _timings(part: str, rows: Sequence[Row]) -> Table:
         "efficiency: the perfect makespan on the very same latencies over the wall time; by phase: with search, "
         "validation and test each begun when the one before is over, and each of the three by itself"
     )
-    more = ("latency", "in flight", "evals", "perfect s", "wall s", "efficiency", "by phase", "of each", "evals/s")
+    more = ("latency", "in flight", "evals", "perfect s", "wall s", "efficiency", "by phase (each)", "evals/s")
     return Table(TITLES[part], note, (heads, *more, against), tuple(lines))
 
 

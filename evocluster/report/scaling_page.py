@@ -14,7 +14,7 @@ from evocluster.report.scaling import SIDES, TITLES, findings, sides, tables
 from evocluster.store.files import unwritable, write_atomic
 
 WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 34, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 32, 34, 44
 """Margins of a picture in pixels."""
 COLOURS = ("#1c7ed6", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#c92a2a", "#868e96")
 STYLE = (
@@ -22,7 +22,8 @@ STYLE = (
     "h1{font-size:22px}h2{font-size:17px;margin-top:32px}table{border-collapse:collapse;font-size:12px}"
     "td,th{padding:3px 10px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}"
     "td:first-child,th:first-child{text-align:left}th{border-bottom:1px solid #adb5bd;font-weight:600}"
-    ".wide{overflow-x:auto}.note{color:#495057;font-size:12px}svg{margin:8px 16px 8px 0;max-width:100%;height:auto}"
+    ".wide{overflow-x:auto}.note{color:#495057;font-size:12px}svg{max-width:100%;height:auto}"
+    "figure{display:inline-block;vertical-align:top;margin:8px 16px 8px 0}"
 )
 
 
@@ -119,7 +120,7 @@ def chart(title: str, across: str, up: str, lines: Sequence[Line], top: float = 
             a, b = at(x, y)
             told = f"{escape(line.name)}: {x:,.0f}, {y:.3f}"
             parts.append(f"<circle cx='{a}' cy='{b}' r='3' fill='{colour}'><title>{told}</title></circle>")
-    return _svg(title, "".join(parts)) + _legend([line.name for line in lines])
+    return f"<figure>{_svg(title, ''.join(parts))}{_legend([line.name for line in lines])}</figure>"
 
 
 def bars(found: Mapping[str, Any]) -> str:
@@ -137,7 +138,7 @@ def bars(found: Mapping[str, Any]) -> str:
         parts.append(_mark(12, y + 12, label, "start"))
         parts.append(f"<rect x='12' y='{y + 17:.1f}' width='{width}' height='{step - 28:.1f}' fill='{COLOURS[0]}'/>")
         parts.append(_mark(width + 18, y + 17 + (step - 28) / 2 + 4, f"{rate:,.0f}", "start"))
-    return _svg(title, "".join(parts))
+    return f"<figure>{_svg(title, ''.join(parts))}</figure>"
 
 
 def _frame(title: str, across: str, up: str, high: float, at: Any) -> str:
