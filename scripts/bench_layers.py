@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 import numpy as np
-from bench_world import PRICE, World, write
-from endpoint import Latency, running
+
+from evocluster.cluster.loopback import Latency, running
+from evocluster.cluster.world import PRICE, World, write
 
 if TYPE_CHECKING:
     from evocluster.build import Plan

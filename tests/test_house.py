@@ -55,9 +55,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "running": (*FOUNDATION, "llm", "store", "engine", "config", "cluster"),
     "shipping": (*FOUNDATION, "complaints", "config", "tasks.code"),
     "submission": (*FOUNDATION, "build", "config", "shipping", "cluster", "report"),
+    "scaling": (*FOUNDATION, "build", "config", "engine", "cluster"),
     "cli": (
         *FOUNDATION,
         "build",
+        "scaling",
         "config",
         "document",
         "complaints",
@@ -76,6 +78,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 
 HOMES: dict[str, str] = {
     "ray": "cluster/",
+    "psutil": "cluster/meter.py",
     "pymoo": "search/nsga2.py",
     "bm25s": "tasks/retrieval.py",
     "litellm": "llm/remote.py",

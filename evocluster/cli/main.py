@@ -15,6 +15,7 @@ import traceback
 import typer
 
 from evocluster.cli import (
+    bench,
     check,
     compare,
     export,
@@ -63,6 +64,7 @@ app.command("export")(export.export)
 app.command("track")(track.track)
 app.add_typer(judge.app, name="judge")
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 app.command("schema")(schema.schema)
 
 

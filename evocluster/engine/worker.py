@@ -78,13 +78,14 @@ class Accounts:
         try:
             reply = await self._llm(request)
         except ModelError as failure:
-            self._add(request.model, request.purpose, failure.used or Usage())
+            self._add((request.model, request.purpose), failure.used or Usage())
             raise
-        self._add(reply.answered_by or request.model, request.purpose, usage(reply))
+        self._add((reply.answered_by or request.model, request.purpose), usage(reply))
         return reply
 
-    def _add(self, model: str, purpose: str, used: Usage) -> None:
-        self._sums[model, purpose] = self._sums.get((model, purpose), Usage()) + used
+    def _add(self, key: tuple[str, str], used: Usage) -> None:
+        before = self._sums.get(key)
+        self._sums[key] = used if before is None else before + used
 
     def lines(self) -> tuple[Spend, ...]:
         """What each model was asked for, sorted."""

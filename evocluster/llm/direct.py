@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator
@@ -69,7 +70,7 @@ class Direct(Paced):
                 raise ValueError(f"header {name!r} is {value!r}; write its value as text in quotes")
         return headers
 
-    @property
+    @cached_property
     def abilities(self) -> Abilities:
         """What the settings say the endpoint can do."""
         return Abilities(completion=self.completion, choices=self.choices != "none", json_schema=self.json_schema)
