@@ -1,0 +1,91 @@
+"""Every fault of the fault table, injected for real: processes, signals, sockets, disks, Ray.
+
+    python scripts/chaos.py                    the long counts: hours
+    python scripts/chaos.py --short            the counts of every push: minutes
+    python scripts/chaos.py --rows driver,disk some rows (names: see --help)
+    python scripts/chaos.py --json             the last line is one JSON object
+
+A row passes when nothing was lost, counted double or paid again, and the run came to the same front, to the last
+digit, as the undisturbed run of the same seed (chaos_judge.py says how that is told). Every random choice comes
+from --seed, which is printed. Leaves with 1 when a row failed; a row that cannot be run here is said to be not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import chaos_local
+from chaos_judge import Row, complaint, total
+from chaos_local import Terms
+
+ROWS: dict[str, Callable[[Terms], Row]] = {
+    "driver": chaos_local.driver_killed,
+    "twins": chaos_local.two_drivers,
+    "disk": chaos_local.disk_failed,
+}
+"""Short name -> what injects the faults of the row."""
+WIDTHS = {"fault": 52, "count": 6, "lost": 5, "double": 6, "re-paid": 7, "issued again": 12, "s": 6, "": 7}
+
+
+def line(cells: Sequence[object]) -> str:
+    """Cells under the heads of WIDTHS; the first to the left, the others to the right."""
+    widths = list(WIDTHS.values())
+    rest = (f"{cell!s:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return " ".join((f"{cells[0]!s:<{widths[0]}}", *rest))
+
+
+def shown(row: Row) -> str:
+    """One row of the table, and below it what was seen."""
+    told, verdict = row.told(), row.verdict
+    state = "not run" if row.not_run else "passed" if row.passed else "FAILED"
+    counts = (told["lost"], told["double"], told["repaid"], verdict.reissued)
+    seen = [f"    {name}: {value}" for name, value in told["seen"].items() if name != "wrong"]
+    wrong = [f"    ! {text}" for text in told["seen"].get("wrong", ())]
+    return "\n".join((line((row.name, row.faults, *counts, f"{row.seconds:.0f}", state)), *seen, *wrong))
+
+
+def inject(name: str, terms: Terms) -> Row:
+    """One row; whatever breaks the injector itself fails the row, with what it said."""
+    started = time.monotonic()
+    terms.folder.mkdir(parents=True)
+    try:
+        row = ROWS[name](terms)
+    except Exception as failure:  # the other rows are still to be run
+        traceback.print_exc()
+        row = Row(name, verdict=complaint(f"the injector broke: {type(failure).__name__}: {failure}"[:500]))
+    row.seconds = time.monotonic() - started
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="the counts of every push")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--seed", type=int, default=None, help="of every random choice; default: drawn, and printed")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    given = parser.parse_args()
+    names = [name for name in given.rows.split(",") if name]
+    if unknown := [name for name in names if name not in ROWS]:
+        parser.error(f"--rows {unknown[0]!r}: there are {', '.join(ROWS)}")
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    print(f"seed {seed}\n{line(list(WIDTHS))}", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="evocluster-chaos-", ignore_cleanup_errors=True) as folder:
+        for name in names:
+            rows.append(inject(name, Terms(Path(folder) / name, seed, given.short)))
+            print(shown(rows[-1]), flush=True)
+    if given.json:
+        print(json.dumps(total(rows)))
+    return int(any(not row.passed and not row.not_run for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
