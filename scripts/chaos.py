@@ -22,13 +22,21 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import chaos_calls
 import chaos_local
+import chaos_ray
 from chaos_judge import Row, complaint, total
 from chaos_local import Terms
 
 ROWS: dict[str, Callable[[Terms], Row]] = {
+    "workers": chaos_ray.workers_killed,
     "driver": chaos_local.driver_killed,
+    "ray-driver": chaos_ray.ray_driver_killed,
+    "actors": chaos_ray.actors_killed,
+    "cluster": chaos_ray.cluster_lost,
     "twins": chaos_local.two_drivers,
+    "storm": chaos_calls.storm,
+    "answers": chaos_calls.broken_answers,
     "disk": chaos_local.disk_failed,
 }
 """Short name -> what injects the faults of the row."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 Entry = tuple[str, float, float]
 """(digest of a request, arrived_s, answered_s or 0)"""
@@ -35,7 +35,7 @@ class Fault:
     struck_s: float
     """Monotonic clock, when it struck."""
     over_s: float
-    """When nobody it hit could ask any more: what came later came after it."""
+    """When nothing that it had broken could ask any more."""
     stored: frozenset[str]
     """Digests acknowledged (in the cache on disk) when it struck."""
     places: int | None = None
@@ -77,49 +77,59 @@ def complaint(*texts: str) -> Verdict:
     return Verdict(wrong=texts)
 
 
-def paid_again(entries: Iterable[Entry], faults: Sequence[Fault]) -> list[str]:
-    """Digests of requests that came again although their answer was stored, or with no fault in between."""
-    found: dict[str, None] = {}
-    latest: dict[str, float] = {}
-    for name, arrived_s, _ in sorted(entries, key=lambda entry: entry[1]):
-        before_s = latest.get(name)
-        latest[name] = arrived_s
-        if before_s is None:
-            continue
-        between = [fault for fault in faults if before_s < fault.over_s <= arrived_s]
-        if not between or any(name in fault.stored for fault in between):
-            found[name] = None
-    return list(found)
+class Repeat(NamedTuple):
+    """A request that came again."""
+
+    name: str
+    came_s: float
+    answered_s: float
+    """0: it was not."""
+    again_s: float
+
+    def excused(self, faults: Iterable[Fault]) -> list[Fault]:
+        """The faults that it can have come again for, the earliest first."""
+        found = [fault for fault in faults if self.came_s <= fault.over_s and self.again_s >= fault.struck_s]
+        return sorted(found, key=lambda fault: fault.struck_s)
 
 
-def issued_again(entries: Sequence[Entry], fault: Fault) -> list[str]:
-    """Digests of requests that came before a fault, were not stored at it, and came again after it."""
-    before = {name for name, arrived_s, _ in entries if arrived_s < fault.over_s} - fault.stored
-    after = {name for name, arrived_s, _ in entries if arrived_s >= fault.over_s}
-    return sorted(before & after)
+def repeats(entries: Iterable[Entry]) -> list[Repeat]:
+    """Every request that came again, once for each time."""
+    found: list[Repeat] = []
+    latest: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda entry: entry[1]):
+        if entry[0] in latest:
+            found.append(Repeat(*latest[entry[0]], entry[1]))
+        latest[entry[0]] = entry
+    return found
 
 
-def _excess(entries: Sequence[Entry], fault: Fault, again: Sequence[str]) -> list[str]:
+def calls(entries: Iterable[Entry], faults: Sequence[Fault]) -> Verdict:
+    """The verdict on the endpoint's ledger."""
+    paid: dict[str, None] = {}
+    again: dict[Fault, list[Repeat]] = {fault: [] for fault in faults}
+    for repeat in repeats(entries):
+        excuses = repeat.excused(faults)
+        if not excuses or any(repeat.name in fault.stored for fault in excuses):
+            paid[repeat.name] = None
+        else:
+            again[excuses[0]].append(repeat)
+    wrong = [text for fault, issued in again.items() for text in _excess(fault, issued)]
+    return Verdict(repaid=tuple(paid), wrong=tuple(wrong), reissued=sum(map(len, again.values())))
+
+
+def _excess(fault: Fault, again: Sequence[Repeat]) -> list[str]:
     """What is wrong with the requests that were issued again after a kill."""
-    answered = {name: ended_s for name, _, ended_s in entries if ended_s and ended_s < fault.over_s}
-    waiting = sum(name not in answered for name in again)
-    old = [name for name in again if answered.get(name, fault.struck_s) < fault.struck_s - GATHER_S]
+    if fault.places is None:
+        return []
+    answered = [repeat for repeat in again if 0 < repeat.answered_s < fault.struck_s]
+    old = [repeat for repeat in answered if repeat.answered_s < fault.struck_s - GATHER_S]
+    waiting = len(again) - len(answered)
     wrong = []
-    if fault.places is not None and waiting > fault.places:
+    if waiting > fault.places:
         wrong.append(f"{waiting} unanswered calls issued again, at most {fault.places} were in flight")
-    if fault.places is not None and old:
+    if old:
         wrong.append(f"{len(old)} answers were older than {GATHER_S} s and still not stored")
     return wrong
-
-
-def calls(entries: Sequence[Entry], faults: Sequence[Fault]) -> Verdict:
-    """The verdict on the endpoint's ledger."""
-    wrong, total = [], 0
-    for fault in faults:
-        again = issued_again(entries, fault)
-        total += len(again)
-        wrong += _excess(entries, fault, again)
-    return Verdict(repaid=tuple(paid_again(entries, faults)), wrong=tuple(wrong), reissued=total)
 
 
 def keys(rows: Iterable[Mapping[str, Any]]) -> Counter[Key]:

@@ -165,14 +165,15 @@ class Sitting:
 
     def actors(self, kind: str) -> list[int]:
         """Pids of its Ray actors of one class."""
-        return [process.pid for process in self.tree() if _title(process).startswith(f"ray::{kind}")]
+        return [process.pid for process in self.tree() if title(process).startswith(f"ray::{kind}")]
 
     def said(self) -> str:
         """The end of what it printed."""
         return self.log.read_text(errors="replace")[-2000:]
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """What a process calls itself ('ray::Puller.run'), or its program; '' when it is gone."""
     with suppress(psutil.Error):
         line = process.cmdline()
         return line[0] if line else ""
@@ -271,8 +272,8 @@ class Stage:
             return judge.complaint(f"{out.parent.name}: status {status!r} instead of 'finished'")
         kept = stored(out.parent / "cache")
         answered = {name for name, _, answered_s in entries if answered_s}
-        blind = (
-            [] if answered <= kept else [f"{len(answered - kept)} answered requests are not in the cache at the end"]
+        unkept = (
+            [f"{len(answered - kept)} answered requests are not in the cache at the end"] if answered - kept else []
         )
         return (
             judge.calls(entries, faults)
@@ -285,11 +286,11 @@ class Stage:
 @contextmanager
 def staged(world: World, folder: Path, seed: int, latency: str = "fixed:0.004") -> Iterator[Stage]:
     """A world on its stage: endpoint up, the undisturbed run done in this machine's own process."""
-    with keeping(Latency.parse(latency), seed) as url:
+    with keeping(Latency.parse(latency), seed) as url, keeping(Latency.parse("fixed:0.002"), seed) as quick:
         stage = Stage(world, folder, url, random.Random(seed))
-        config, out = stage.place()
-        calm = Sitting(["run", str(config), "--out", str(out), "--json", "--runner", "local"], out.with_suffix(".log"))
-        stage.settle(calm, out)
+        config, out = world.write(folder / "calm", quick), folder / "calm" / "out"
+        words = ["run", str(config), "--out", str(out), "--json", "--runner", "local", "--set", "engine.address=null"]
+        stage.settle(Sitting(words, log_of(out)), out)
         yield stage
 
 
