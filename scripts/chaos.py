@@ -24,12 +24,14 @@ from pathlib import Path
 
 import chaos_calls
 import chaos_local
+import chaos_nodes
 import chaos_ray
 from chaos_judge import Row, complaint, total
 from chaos_local import Terms
 
 ROWS: dict[str, Callable[[Terms], Row]] = {
     "workers": chaos_ray.workers_killed,
+    "nodes": chaos_nodes.nodes_lost,
     "driver": chaos_local.driver_killed,
     "ray-driver": chaos_ray.ray_driver_killed,
     "actors": chaos_ray.actors_killed,

@@ -121,7 +121,7 @@ def _excess(fault: Fault, again: Sequence[Repeat]) -> list[str]:
     """What is wrong with the requests that were issued again after a kill."""
     if fault.places is None:
         return []
-    answered = [repeat for repeat in again if 0 < repeat.answered_s < fault.struck_s]
+    answered = [repeat for repeat in again if 0 < repeat.answered_s <= fault.over_s]
     old = [repeat for repeat in answered if repeat.answered_s < fault.struck_s - GATHER_S]
     waiting = len(again) - len(answered)
     wrong = []

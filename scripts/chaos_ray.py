@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import chaos_judge as judge
 import psutil
@@ -19,9 +20,9 @@ from chaos_judge import Row, Verdict, complaint
 from chaos_local import Terms
 from chaos_world import Sitting, Stage, World, grown, kill, resume, staged, start, stored, title
 
-WIDE = World(calls=2400, in_flight=32, runner="ray", population=12, block=8, sizes=(160, 20, 20))
+WIDE = World(calls=1600, in_flight=32, runner="ray", population=12, block=8, sizes=(160, 20, 20))
 LATENCY = "lognormal:0.3:0.6"
-KILLS = 9
+KILLS = 10
 """Of workers in one run: a run gives up where too many die (cluster/runner.py)."""
 SILENT_S = 60.0
 """No request for so long while the driver lives: it hangs."""
@@ -41,6 +42,8 @@ class Scene:
     out: Path
     sitting: Sitting
     since: int
+    how: dict[str, Any] = field(default_factory=dict)
+    """Of its processes, see chaos_world.Sitting."""
     faults: list[judge.Fault] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
     resumes: int = 0
@@ -57,7 +60,7 @@ class Scene:
     def again(self) -> None:
         """Resume on a new local Ray."""
         self.resumes += 1
-        self.sitting = resume(self.out)
+        self.sitting = resume(self.out, **self.how)
 
     def moving(self, wait_s: float) -> bool:
         """Let it run for so long; False when it was over before. Counts a run that hangs as wrong, and ends it."""
@@ -88,10 +91,10 @@ class Scene:
 
 
 @contextmanager
-def scene(stage: Stage) -> Iterator[Scene]:
+def scene(stage: Stage, **how: Any) -> Iterator[Scene]:
     """A run over Ray that is under way; nothing of it is left behind."""
     config, out = stage.place()
-    here = Scene(stage, config, out, start(config, out), stage.asked())
+    here = Scene(stage, config, out, start(config, out, **how), stage.asked(), how)
     try:
         grown(out, 4, here.sitting)
         yield here
@@ -100,7 +103,7 @@ def scene(stage: Stage) -> Iterator[Scene]:
 
 
 def workers_killed(terms: Terms) -> Row:
-    """SIGKILL to a random worker process, some nine times a run."""
+    """SIGKILL to a random worker process, ten times a run."""
     row, count = Row("evaluation worker SIGKILL"), 20 if terms.short else 500
     with staged(WIDE, terms.folder, terms.seed, LATENCY) as stage:
         runs = resumes = 0
@@ -116,7 +119,7 @@ def workers_killed(terms: Terms) -> Row:
 
 def _workers(here: Scene, most: int) -> int:
     done = 0
-    while done < most and here.moving(here.stage.random.uniform(0.5, 1.5)):
+    while done < most and here.moving(here.stage.random.uniform(0.3, 1.0)):
         workers = here.sitting.actors("Puller")
         if not workers:
             continue

@@ -53,7 +53,7 @@ class World:
     sizes: tuple[int, int, int] = (24, 8, 8)
     """Examples of train, validation and test."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """Laid over the model's entry."""
+    """Laid over the model's entry; with a `kind` it is the whole entry."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Laid over the config."""
 
@@ -79,7 +79,7 @@ class World:
                 "labels": list(LABELS),
                 "scorers": [{"kind": "label"}],
             },
-            "models": {"loopback": {**model, **self.model}},
+            "models": {"loopback": {**({"price": PRICE} if "kind" in self.model else model), **self.model}},
             "space": {
                 "rubric": {"texts": list(TEXTS), "fixed": True},
                 "temperature": {"low": 0.0, "high": 1.0},
