@@ -22,10 +22,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import chaos_budget
 import chaos_calls
 import chaos_local
 import chaos_nodes
 import chaos_ray
+import chaos_soak
 from chaos_judge import Row, complaint, total
 from chaos_local import Terms
 
@@ -39,7 +41,10 @@ ROWS: dict[str, Callable[[Terms], Row]] = {
     "twins": chaos_local.two_drivers,
     "storm": chaos_calls.storm,
     "answers": chaos_calls.broken_answers,
+    "soak": chaos_soak.soak,
     "disk": chaos_local.disk_failed,
+    "bytes": chaos_local.bytes_damaged,
+    "budget": chaos_budget.budget,
 }
 """Short name -> what injects the faults of the row."""
 WIDTHS = {"fault": 52, "count": 6, "lost": 5, "double": 6, "re-paid": 7, "issued again": 12, "s": 6, "": 7}

@@ -1,10 +1,11 @@
-"""Faults of one driver in one process: killed anywhere, beside a second one, on a disk that is full.
+"""Faults of one driver in one process: killed anywhere, beside a second one, on a disk that is full or lies.
 
-Each is a row of the fault table: `driver_killed`, `two_drivers`, `disk_failed`.
+Each is a row of the fault table: `driver_killed`, `two_drivers`, `disk_failed`, `bytes_damaged`.
 """
 
 from __future__ import annotations
 
+import importlib
 import random
 import shutil
 import signal
@@ -21,6 +22,8 @@ from chaos_judge import Row, Verdict, complaint
 from chaos_world import NO_RUN, Sitting, Stage, World, finish, grown, resume, staged, start, stored
 
 TINY = World(calls=40, sizes=(8, 3, 3), population=4, block=2)
+PLACES = 150
+"""Of each file are damaged in short; else every byte."""
 CLEAN = (0, 6)
 """What a run may leave with when its disk failed: it was not hit, or says so."""
 POINTS: dict[str, Fault] = {
@@ -236,3 +239,29 @@ def _twins(stage: Stage, kind: str) -> tuple[Verdict, str]:
     if codes[0] != 0 or codes[1] not in (3, 6) or "Traceback" in said:
         verdict += complaint(f"left with {codes}, not one with 0 and the other with 3 or 6: {said[-300:]}")
     return verdict.of(kind), f"{kind}: {codes}"
+
+
+def bytes_damaged(terms: Terms) -> Row:
+    """Every file of a finished and of an interrupted run cut and flipped, at every byte or evenly spread ones."""
+    row = Row("truncation at every byte, bit flips")
+    if not (Path(__file__).parent / "damage.py").exists():
+        row.not_run = "scripts/damage.py, which cuts and flips the files of a run folder, is not there"
+        return row
+    sweep = importlib.import_module("damage").sweep
+    with bred(terms) as (stage, nursery, _):
+        for what, fault in (("finished", None), ("interrupted", Fault("kill", 12, "write", "tail-*", side="after"))):
+            config, out = stage.place()
+            nursery.run(["run", str(config), "--out", str(out), "--json"], [config.parent], fault)
+            found: dict[str, dict[str, int]] = sweep(out, flips=PLACES if terms.short else None)
+            ends = {end: sum(each.get(end, 0) for each in found.values()) for each in found.values() for end in each}
+            row.faults += sum(ends.values())
+            row.seen[what] = ends
+            row.verdict += complaint(
+                *(
+                    f"{what}, {name}: {end} {count} times"
+                    for name, each in found.items()
+                    for end, count in each.items()
+                    if end.endswith("unnoticed") and count
+                )
+            )
+    return row
