@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chaos_budget
@@ -31,22 +32,26 @@ import chaos_soak
 from chaos_judge import Row, complaint, total
 from chaos_local import Terms
 
-ROWS: dict[str, Callable[[Terms], Row]] = {
+RAY: dict[str, Callable[[Terms], Row]] = {
     "workers": chaos_ray.workers_killed,
     "nodes": chaos_nodes.nodes_lost,
-    "driver": chaos_local.driver_killed,
     "ray-driver": chaos_ray.ray_driver_killed,
     "actors": chaos_ray.actors_killed,
     "cluster": chaos_ray.cluster_lost,
-    "twins": chaos_local.two_drivers,
-    "storm": chaos_calls.storm,
-    "answers": chaos_calls.broken_answers,
     "soak": chaos_soak.soak,
+}
+"""Short name -> what injects the faults of the row; these start clusters."""
+LOCAL: dict[str, Callable[[Terms], Row]] = {
+    "driver": chaos_local.driver_killed,
+    "twins": chaos_local.two_drivers,
     "disk": chaos_local.disk_failed,
     "bytes": chaos_local.bytes_damaged,
+    "storm": chaos_calls.storm,
+    "answers": chaos_calls.broken_answers,
     "budget": chaos_budget.budget,
 }
-"""Short name -> what injects the faults of the row."""
+"""These do not, and wait more than they work: they are run beside the others."""
+ROWS = {**RAY, **LOCAL}
 WIDTHS = {"fault": 52, "count": 6, "lost": 5, "double": 6, "re-paid": 7, "issued again": 12, "s": 6, "": 7}
 
 
@@ -80,23 +85,37 @@ def inject(name: str, terms: Terms) -> Row:
     return row
 
 
+def carry_out(names: Sequence[str], folder: Path, seed: int, short: bool) -> list[Row]:
+    """These rows, clusters beside the others; each is printed when it is done. In the order of the names."""
+    rows: dict[str, Row] = {}
+
+    def lane(mine: Sequence[str]) -> None:
+        for name in mine:
+            rows[name] = inject(name, Terms(folder / name, seed, short))
+            print(shown(rows[name]), flush=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(lane, [name for name in names if name in kind]) for kind in (RAY, LOCAL)]
+    for one in done:
+        one.result()
+    return [rows[name] for name in names]
+
+
 def main() -> int:
+    """The command line; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="the counts of every push")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
-    parser.add_argument("--seed", type=int, default=None, help="of every random choice; default: drawn, and printed")
+    parser.add_argument("--seed", type=int, help="of every random choice; default: drawn, and printed")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     given = parser.parse_args()
-    names = [name for name in given.rows.split(",") if name]
+    names = list(dict.fromkeys(name for name in given.rows.split(",") if name))
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"--rows {unknown[0]!r}: there are {', '.join(ROWS)}")
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     print(f"seed {seed}\n{line(list(WIDTHS))}", flush=True)
-    rows = []
     with tempfile.TemporaryDirectory(prefix="evocluster-chaos-", ignore_cleanup_errors=True) as folder:
-        for name in names:
-            rows.append(inject(name, Terms(Path(folder) / name, seed, given.short)))
-            print(shown(rows[-1]), flush=True)
+        rows = carry_out(names, Path(folder), seed, given.short)
     if given.json:
         print(json.dumps(total(rows)))
     return int(any(not row.passed and not row.not_run for row in rows))

@@ -24,6 +24,8 @@ Entry = tuple[str, float, float]
 Key = tuple[Any, ...]
 GATHER_S = 0.5
 """Answers gather 0.02 s on their way to the disk (llm/cached.py), and a busy machine is late."""
+SHOWN = 10
+"""Of what is wrong in a row is told in full."""
 UNSTEADY = ("cached_calls", "judge_cached", "paid_usd", "spend")
 """Columns that two runs of one seed may differ in: who paid (the ends of their names)."""
 
@@ -208,7 +210,8 @@ class Row:
             "seen": {
                 **self.seen,
                 **({"issued_again": verdict.reissued} if verdict.reissued else {}),
-                **({"wrong": [*wrong, *verdict.wrong[:10]]} if wrong or verdict.wrong else {}),
+                **({"wrong": [*wrong, *verdict.wrong[:SHOWN]]} if wrong or verdict.wrong else {}),
+                **({"more_wrong": len(verdict.wrong) - SHOWN} if len(verdict.wrong) > SHOWN else {}),
                 **({"not_run": self.not_run} if self.not_run else {}),
             },
             "seconds": round(self.seconds, 1),

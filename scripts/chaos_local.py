@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -253,15 +254,10 @@ def bytes_damaged(terms: Terms) -> Row:
             config, out = stage.place()
             nursery.run(["run", str(config), "--out", str(out), "--json"], [config.parent], fault)
             found: dict[str, dict[str, int]] = sweep(out, flips=PLACES if terms.short else None)
-            ends = {end: sum(each.get(end, 0) for each in found.values()) for each in found.values() for end in each}
-            row.faults += sum(ends.values())
-            row.seen[what] = ends
-            row.verdict += complaint(
-                *(
-                    f"{what}, {name}: {end} {count} times"
-                    for name, each in found.items()
-                    for end, count in each.items()
-                    if end.endswith("unnoticed") and count
-                )
-            )
+            ends = sum(map(Counter, found.values()), Counter[str]())
+            row.faults += ends.total()
+            row.seen[what] = dict(ends)
+            for name, each in found.items():
+                if missed := {end: count for end, count in each.items() if "unnoticed" in end and count}:
+                    row.verdict += complaint(f"{what}, {name}: {missed}")
     return row

@@ -132,12 +132,12 @@ def main() -> None:
 
     os.environ.update(ENVIRONMENT)
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20, "_system_config": HEALTH}
-    held = Cluster(initialize_head=True, head_node_args=head)  # type: ignore[no-untyped-call]
-    others = [held.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(int(sys.argv[1]))]  # type: ignore[no-untyped-call]
+    held = Cluster(initialize_head=True, head_node_args=head)
+    others = [held.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(int(sys.argv[1]))]
     print(json.dumps({"address": held.address}), flush=True)
     try:
         for line in sys.stdin:
-            held.remove_node(others.pop(), allow_graceful=line.strip() == "drain")  # type: ignore[no-untyped-call]
+            held.remove_node(others.pop(), allow_graceful=line.strip() == "drain")
             print(json.dumps({"left": len(others), "at_s": time.monotonic()}), flush=True)
     finally:
         held.shutdown()  # type: ignore[no-untyped-call]

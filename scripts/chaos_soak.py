@@ -188,7 +188,7 @@ def _free(cpus: float | None) -> tuple[float | None, list[str]]:
     ends = time.monotonic() + 10
     while True:
         free = ray.available_resources().get("CPU")  # type: ignore[no-untyped-call]
-        alive = [one["ActorClassName"] for one in actors().values() if one["State"] == "ALIVE"]  # type: ignore[no-untyped-call]
+        alive = [one["ActorClassName"] for one in actors().values() if one["State"] == "ALIVE"]
         if (free == cpus and not alive) or time.monotonic() >= ends:
             return free, alive
         time.sleep(0.2)
