@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
-from endpoint import Latency
+from evocluster.cluster.loopback import Latency
 
 Mode = Literal[
     "ok", "storm", "overloaded", "hang", "drip", "html", "not_json", "empty_choices", "no_usage", "cut", "redirect"

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 from contract_llm import chat, opened
-from endpoint import Latency
 from faulty import LATE_S, Behaviour, Mode, Seen, Service, running, stats, switch
 
+from evocluster.cluster.loopback import Latency
 from evocluster.errors import (
     BadReply,
     DeadlinePassed,

@@ -192,9 +192,12 @@ class Connection(asyncio.Protocol):
         seen.in_flight -= 1
         seen.count += 1
         seen.last_s = seen.ended_s[number] = time.monotonic()
-        self._write(200, _reply(path, body, self._service.answers), b"x-latency: %.6f\r\n" % seen.latencies[number])
+        self._write(200, self._said(path, body), b"x-latency: %.6f\r\n" % seen.latencies[number])
         if self._buffer:
             self._next()
+
+    def _said(self, path: bytes, body: bytes) -> bytes:
+        return reply(path, body, self._service.answers)
 
     def _write(self, status: int, body: bytes, more: bytes) -> None:
         if self._transport is not None:
@@ -218,7 +221,8 @@ def _content_length(head: bytes) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def _reply(path: bytes, body: bytes, answers: tuple[bytes, ...]) -> bytes:
+def reply(path: bytes, body: bytes, answers: tuple[bytes, ...]) -> bytes:
+    """The JSON body that answers a request body: one of the JSON strings, picked by its hash, and what it used."""
     kind, choice = _PATHS[path]
     answer = answers[0] if len(answers) == 1 else answers[hashlib.blake2b(body).digest()[0] % len(answers)]
     asked, said = max(1, len(body) // 4), max(1, len(answer) // 4)
