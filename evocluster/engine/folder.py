@@ -224,7 +224,7 @@ class Folder:
                 f"{str(path)!r} already holds a run; go on with it: evocluster resume {path}; "
                 "or start another: --out FOLDER"
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _left_over(one.name) for one in path.iterdir())):
             raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
 
     @staticmethod
@@ -331,6 +331,11 @@ class Folder:
         """Seal the table and let the folder go."""
         with self._held:
             self._table.close()
+
+
+def _left_over(name: str) -> bool:
+    """What a start that died before it had a config leaves behind: a lock that nobody holds, half a file."""
+    return name == ".lock" or (name.startswith(".config.yaml.") and name.endswith(".tmp"))
 
 
 def _read_genomes(path: Path) -> tuple[dict[str, Genome], str | None]:
