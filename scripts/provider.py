@@ -164,7 +164,7 @@ class Provider:
             books.wrong(f"retries: a call was sent {attempt} times, retries={RETRIES}")
         if process in self._cut_off:
             books.excused[key] += 1
-        elif key in books.shelf:
+        elif key in books.shelf and books.paid[key] > books.excused[key]:
             books.wrong(f"repaid: {key[:8]} is asked again although the cache acknowledged it")
         books.making.setdefault(key, []).append(process)
         return attempt

@@ -20,7 +20,7 @@ from evocluster.llm.scripted import Scripted, last_text
 from evocluster.records import Evaluation, Example, Genome, Item, Score, Split, Usage
 
 LABELS = ("red", "green", "blue")
-SPLITS = {"train": 6, "validation": 3, "test": 3}
+SPLITS = {"train": 6, "validation": 2, "test": 2}
 SPACE: dict[str, Any] = {
     "rubric": ["Which colour?", "Name the colour out of {labels}."],
     "max_tokens": [1, 8],
@@ -31,10 +31,10 @@ SPACE: dict[str, Any] = {
 RACE = {"population": 3, "block": 2, "finalists": 1, "screen": 1}
 STEADY = {**RACE, "selection": "steady"}
 SEARCHES: tuple[dict[str, Any], ...] = (
-    {"search": RACE, "budget": {"generations": 2}},
-    {"search": RACE, "budget": {"calls": 50, "generations": 20}, "seed": 11},
-    {"search": STEADY, "budget": {"generations": 2}},
-    {"search": STEADY, "budget": {"usd": 0.00035, "generations": 20}, "seed": 12},
+    {"search": RACE, "budget": {"generations": 1}},
+    {"search": RACE, "budget": {"calls": 36, "generations": 20}, "seed": 11},
+    {"search": STEADY, "budget": {"generations": 1}},
+    {"search": STEADY, "budget": {"usd": 0.00025, "generations": 20}, "seed": 12},
 )
 """What differs from search to search."""
 
