@@ -6,6 +6,7 @@ Testing"; so FoundationDB's simulator): faults that always come together hide wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
@@ -27,10 +28,11 @@ KINDS = (
     "disk full",
     "cache full",
     "lost calls",
+    "endless failures",
     "poison",
 )
 """Every fault there is. Those of LOSSY make calls or trials fail that would not have failed without them."""
-LOSSY = ("lost calls", "poison")
+LOSSY = ("lost calls", "endless failures", "poison")
 SPAN_S = 25.0
 """Faults come within so many seconds of virtual time: a run without any takes about as long."""
 SHARE = 0.2
@@ -106,7 +108,7 @@ def plan(seed: int, searches: int) -> Plan:
     """The plan of this seed."""
     rng = Random(f"plan {seed}")
     nodes = rng.choice((1, 1, 2, 3))
-    shape = {
+    shape: dict[str, Any] = {
         "seed": seed,
         "search": rng.randrange(searches),
         "nodes": nodes,
@@ -127,7 +129,7 @@ def _times(rng: Random, most: int) -> tuple[float, ...]:
 
 def _draw(kind: str, rng: Random) -> dict[str, Any]:
     """The settings that one kind of fault takes."""
-    makes = {
+    makes: dict[str, Callable[[], dict[str, Any]]] = {
         "worker crash": lambda: {"worker_crashes": _times(rng, 4)},
         "node crash": lambda: {"node_crashes": _times(rng, 2)},
         "driver crash": lambda: {"driver_crashes": _times(rng, 3)},
@@ -149,7 +151,8 @@ def _draw(kind: str, rng: Random) -> dict[str, Any]:
         "dead requests": lambda: {"dead": DEAD},
         "disk full": lambda: {"disk_full": ((rng.randint(1, 50), rng.randint(1, 3)),)},
         "cache full": lambda: {"cache_full": (rng.randint(1, 20),)},
-        "lost calls": lambda: {"lost": rng.uniform(0.02, 0.2), "unbounded": rng.random() < 0.5},
+        "lost calls": lambda: {"lost": rng.uniform(0.02, 0.2)},
+        "endless failures": lambda: {"unbounded": True, "overloaded": rng.uniform(0.5, 0.8)},
         "poison": lambda: {"poison": True},
     }
     return makes[kind]()

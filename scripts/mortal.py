@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -85,7 +85,7 @@ class MortalFolder(Folder):
 
     books: Books
 
-    def __init__(self, path: Path, table: Table, genomes: Mapping[str, Genome], held: ExitStack) -> None:
+    def __init__(self, path: Path, table: Table, genomes: dict[str, Genome], held: ExitStack) -> None:
         super().__init__(path, table, genomes, held)
         process = PROCESS.get()
         assert process is not None

@@ -203,13 +203,13 @@ class Provider:
             self.books.injected["dead requests" if lost >= plan.lost else "lost calls"] += 1
             await asyncio.get_running_loop().create_future()
         if plan.unbounded or attempt <= RETRIES:
-            await self._refuse(overloaded)
+            await self._refuse(overloaded, "5xx" if attempt <= RETRIES else "endless failures")
         await asyncio.sleep(seconds)
         if key not in _REPLIES:
             _REPLIES[key] = await self.model(request)
         return _REPLIES[key]
 
-    async def _refuse(self, chance: float) -> None:
+    async def _refuse(self, chance: float, kind: str) -> None:
         """Push back, where the plan says so. Raises: errors.RateLimited, errors.Overloaded."""
         now = asyncio.get_running_loop().time()
         for start, length, asked in self._plan.storms:
@@ -218,7 +218,7 @@ class Provider:
                 await asyncio.sleep(0.05)
                 raise RateLimited("429, as planned", asked or None)
         if chance < self._plan.overloaded:
-            self.books.injected["5xx"] += 1
+            self.books.injected[kind] += 1
             await asyncio.sleep(0.1)
             raise Overloaded("503, as planned")
 
@@ -229,6 +229,7 @@ class Simulated:
     def __init__(self, provider: Provider, max_concurrency: int) -> None:
         self._provider = provider
         self.max_concurrency = max_concurrency
+        self.price = provider.model.price
         self.timeout_s = TIMEOUT_S
         self.retries = RETRIES
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from evocluster import build
-from evocluster.llm.client import LLM, Message, Request, usage
 from evocluster.errors import ModelError
+from evocluster.llm.client import LLM, Message, Request, usage
 from evocluster.llm.scripted import Scripted, last_text
 from evocluster.records import Evaluation, Example, Genome, Item, Score, Split, Usage
 
@@ -125,4 +125,3 @@ class Light:
 def scripted() -> Scripted:
     """What a request's reply is: text, tokens, price and seconds, the same whoever asks and whenever."""
     return Scripted.using(answer, latency_s=0.5, sigma=0.5)
-

@@ -245,7 +245,7 @@ class World:
         """One sitting, as cluster.population.drive and build.engine make it up."""
         keeper = self.cluster.start(Keeper, HEAD, self.shelf, LEASE_S, self.loop.time)
         models = {"fake": Simulated(self.provider, self.plan.max_concurrency)}
-        stack = Stack(models, self.product.config.seed)  # type: ignore[arg-type]
+        stack = Stack(models, self.product.config.seed)
         evaluator: Any = Light(self.product.evaluator)
         if self.poison is not None:
             evaluator = Deadly(evaluator, self.poison, self)

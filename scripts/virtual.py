@@ -81,7 +81,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.mishaps: list[str] = []
         """Exceptions that nobody took, of living processes."""
         self.world = copy_context()
-        self.set_task_factory(self._made)  # type: ignore[arg-type]
+        self.set_task_factory(self._made)
         self.set_exception_handler(self._mishap)
 
     def time(self) -> float:
@@ -107,7 +107,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process.alive = False
         for each in process.deaths:
             each()
-        own = events._get_running_loop() is self and asyncio.current_task(self) or None
+        own = asyncio.current_task(self) if events._get_running_loop() is self else None
         for task in list(process.tasks):
             if task is own:
                 self.later(0, self._abandon, task, process)
@@ -150,7 +150,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """All that is ready; else what comes next in time."""
-        while self._scheduled and self._scheduled[0]._cancelled:  # type: ignore[attr-defined]
+        while self._scheduled and self._scheduled[0]._cancelled:
             heapq.heappop(self._scheduled)._scheduled = False  # type: ignore[attr-defined]
         if not self._ready:
             self._jump()
@@ -161,7 +161,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for _ in range(len(self._ready)):
             handle = self._ready.popleft()
             owner = handle._context.get(PROCESS)  # type: ignore[attr-defined]
-            if handle._cancelled or (owner is not None and not owner.alive):  # type: ignore[attr-defined]
+            if handle._cancelled or (owner is not None and not owner.alive):
                 continue
             self.steps += 1
             if self.steps in self.at_step:
