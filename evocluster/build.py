@@ -42,7 +42,7 @@ from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
-from evocluster.store.files import read_json
+from evocluster.store.sums import read_sealed
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits
 from evocluster.tasks.evaluate import Evaluator
@@ -291,7 +291,7 @@ def _at_its_prices(plan: Plan, path: Path) -> Plan:
     """The plan at the prices that its run began with: a list that changed since changes nothing in it."""
     if not (path / "run.json").exists():
         return plan
-    told = read_json(path / "run.json").get("prices") or {}
+    told = read_sealed(path / "run.json").get("prices") or {}
     prices = {name: Price(**price) for name, price in told.items()}
     return replace(plan, stack=plan.stack.priced(prices))
 

@@ -24,9 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import endpoint
-
-from evocluster.cluster.loopback import Connection, Latency, Seen, Service, reply
+from evocluster.cluster.loopback import Connection, Latency, Seen, Service, reply, runner
 
 LABELS = ("billing", "refund", "shipping", "returns", "account", "technical", "cancellation", "sales")
 MARK = re.compile(rb"#([0-9a-f]{16})")
@@ -129,7 +127,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this process is gone")
     given = parser.parse_args()
-    endpoint._runner()(serve(given.latency, given.seed, given.parent))
+    runner()(serve(given.latency, given.seed, given.parent))
 
 
 if __name__ == "__main__":

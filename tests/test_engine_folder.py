@@ -111,6 +111,18 @@ def test_a_folder_that_exists_is_refused_with_the_way_on(tmp_path: Path) -> None
         Folder.open(tmp_path / "nowhere")
 
 
+def test_a_start_that_died_before_its_config_can_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("4711 on a machine\n")
+    (tmp_path / "run" / ".config.yaml.4711.tmp").write_text("na")
+    Folder.create(tmp_path / "run", "name: x\n").close()
+    assert (tmp_path / "run" / "config.yaml").read_text() == "name: x\n"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".env").write_text("")
+    with pytest.raises(RunExists, match="not an empty folder"):
+        Folder.create(tmp_path / "other", "")
+
+
 def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
     with pytest.raises(RunHeld, match="in use"):

@@ -283,7 +283,8 @@ def stats(url: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.load(answer))
 
 
-def _runner() -> Callable[..., None]:
+def runner() -> Callable[..., None]:
+    """asyncio.run, on uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -303,7 +304,7 @@ def main() -> None:
         latency = Latency.parse(given.latency)
     except ValueError as error:
         parser.error(str(error))
-    _runner()(serve(latency, given.seed, tuple(given.answer or ["ok"]), given.port, given.parent))
+    runner()(serve(latency, given.seed, tuple(given.answer or ["ok"]), given.port, given.parent))
 
 
 if __name__ == "__main__":

@@ -237,8 +237,7 @@ class Folder:
                 f"{str(path)!r} already holds a run; go on with it: evocluster resume {path}; "
                 "or start another: --out FOLDER"
             )
-        # What a start that failed at its first write leaves is in nobody's way.
-        left = {one.name for one in path.iterdir()} - {".lock", ".lease", SUMS} if path.is_dir() else {path.name}
+        left = [one.name for one in path.iterdir() if not _left_over(one.name)] if path.is_dir() else [path.name]
         if path.is_symlink() or (path.exists() and left):
             raise RunExists(
                 f"{str(path)!r} is not an empty folder (a link is none) and holds no run; choose another: --out FOLDER"
@@ -412,6 +411,11 @@ def _first_sums(path: Path) -> Sums:
     parts = (str(part.relative_to(path)) for part in sorted((path / "trials").glob("part-*.parquet")))
     sums.finish(["config.yaml", "examples.jsonl", *parts])
     return sums
+
+
+def _left_over(name: str) -> bool:
+    """What a start that died before it had a config leaves behind: a lock that nobody holds, half a file."""
+    return name in (".lock", ".lease", SUMS) or (name.startswith(".config.yaml.") and name.endswith(".tmp"))
 
 
 def _read_genomes(path: Path) -> tuple[dict[str, Genome], str | None]:

@@ -1,0 +1,158 @@
+"""The fault plan of a seed: which faults, how often, how hard; and the order in which chance is asked while it acts.
+
+Each seed enables a random subset of the faults with rates of its own (swarm testing: Groce et al. 2012, "Swarm
+Testing"; so FoundationDB's simulator): faults that always come together hide what only one of them would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+KINDS = (
+    "worker crash",
+    "node crash",
+    "driver crash",
+    "driver crash at a step",
+    "driver crash at the disk",
+    "cache crash",
+    "cut off",
+    "late messages",
+    "doubled messages",
+    "429 storm",
+    "5xx",
+    "slow answers",
+    "dead requests",
+    "disk full",
+    "cache full",
+    "lost calls",
+    "endless failures",
+    "poison",
+)
+"""Every fault there is. Those of LOSSY make calls or trials fail that would not have failed without them."""
+LOSSY = ("lost calls", "endless failures", "poison")
+SPAN_S = 25.0
+"""Faults come within so many seconds of virtual time: a run without any takes about as long."""
+SHARE = 0.2
+"""Of the kinds of faults that a seed enables, on average."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in one seed; everything else follows from the seed."""
+
+    seed: int
+    search: int
+    """Which of the searches is carried out."""
+    nodes: int
+    workers: int
+    in_flight: int
+    max_concurrency: int
+    kinds: tuple[str, ...] = ()
+    worker_crashes: tuple[float, ...] = ()
+    """When, in seconds of virtual time; so the next four."""
+    node_crashes: tuple[float, ...] = ()
+    driver_crashes: tuple[float, ...] = ()
+    cache_crashes: tuple[float, ...] = ()
+    cuts: tuple[tuple[float, float], ...] = ()
+    """When a worker is cut off, and for how long."""
+    driver_steps: tuple[int, ...] = ()
+    """Before which steps of the loop the driver is killed."""
+    disk_deaths: tuple[tuple[int, str], ...] = ()
+    """At which writes or syncs of the run folder the driver is killed: before, torn, after."""
+    disk_full: tuple[tuple[int, int], ...] = ()
+    """From which write on the disk is full, and for how many."""
+    cache_full: tuple[int, ...] = ()
+    """Which writes of the cache fail."""
+    late: float = 0.0
+    """Share of messages that are late."""
+    late_s: float = 0.0
+    doubled: float = 0.0
+    """Share of handed-in results that arrive twice."""
+    storms: tuple[tuple[float, float, float], ...] = ()
+    """When every call is answered with 429, for how long, and what Retry-After says."""
+    overloaded: float = 0.0
+    """Share of attempts answered with 5xx."""
+    slow: float = 0.0
+    """Share of answers from a heavy tail."""
+    dead: float = 0.0
+    """Share of requests that are never answered, whoever asks; the fault-free run has them too."""
+    lost: float = 0.0
+    """Share of attempts that are never answered."""
+    unbounded: bool = False
+    """Attempts of one call may fail more often than it is repeated."""
+    poison: bool = False
+    """One genome kills every worker that evaluates it."""
+
+    @property
+    def lossy(self) -> bool:
+        """Calls fail that would not fail without faults: its front cannot be that of the fault-free run."""
+        return bool(self.lost or self.unbounded or self.poison)
+
+    @property
+    def quiet(self) -> Plan:
+        """The same search without faults (requests that nobody ever answers are the endpoint's, no fault)."""
+        return Plan(0, self.search, 1, 2, 8, 0, dead=self.dead)
+
+    def told(self) -> dict[str, Any]:
+        """What is not as in a plan without faults."""
+        return {name: value for name, value in asdict(self).items() if value or name in ("seed", "search")}
+
+
+DEAD = 0.04
+
+
+def plan(seed: int, searches: int) -> Plan:
+    """The plan of this seed."""
+    rng = Random(f"plan {seed}")
+    nodes = rng.choice((1, 1, 2, 3))
+    shape: dict[str, Any] = {
+        "seed": seed,
+        "search": rng.randrange(searches),
+        "nodes": nodes,
+        "workers": rng.randint(nodes, 4),
+        "in_flight": rng.choice((4, 8, 12)),
+        "max_concurrency": rng.choice((0, 0, 4, 6)),
+    }
+    kinds = tuple(kind for kind in KINDS if rng.random() < (0.07 if kind in LOSSY else SHARE))
+    drawn: dict[str, Any] = {}
+    for kind in kinds:
+        drawn.update(_draw(kind, rng))
+    return Plan(**shape, kinds=kinds, **drawn)
+
+
+def _times(rng: Random, most: int) -> tuple[float, ...]:
+    return tuple(sorted(round(rng.uniform(0, SPAN_S), 3) for _ in range(rng.randint(1, most))))
+
+
+def _draw(kind: str, rng: Random) -> dict[str, Any]:
+    """The settings that one kind of fault takes."""
+    makes: dict[str, Callable[[], dict[str, Any]]] = {
+        "worker crash": lambda: {"worker_crashes": _times(rng, 4)},
+        "node crash": lambda: {"node_crashes": _times(rng, 2)},
+        "driver crash": lambda: {"driver_crashes": _times(rng, 3)},
+        "driver crash at a step": lambda: {"driver_steps": tuple(rng.randint(20, 3000) for _ in range(2))},
+        "driver crash at the disk": lambda: {
+            "disk_deaths": tuple(
+                (rng.randint(1, 60), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 3))
+            )
+        },
+        "cache crash": lambda: {"cache_crashes": _times(rng, 2)},
+        "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, 20), 3)) for at in _times(rng, 2))},
+        "late messages": lambda: {"late": rng.uniform(0.01, 0.3), "late_s": rng.choice((0.1, 1.0, 5.0))},
+        "doubled messages": lambda: {"doubled": rng.uniform(0.05, 0.5)},
+        "429 storm": lambda: {
+            "storms": tuple((at, rng.uniform(1, 20), rng.choice((0.0, 1.0, 3.0))) for at in _times(rng, 2))
+        },
+        "5xx": lambda: {"overloaded": rng.uniform(0.05, 0.5)},
+        "slow answers": lambda: {"slow": rng.uniform(0.02, 0.2)},
+        "dead requests": lambda: {"dead": DEAD},
+        "disk full": lambda: {"disk_full": ((rng.randint(1, 50), rng.randint(1, 3)),)},
+        "cache full": lambda: {"cache_full": (rng.randint(1, 20),)},
+        "lost calls": lambda: {"lost": rng.uniform(0.02, 0.2)},
+        "endless failures": lambda: {"unbounded": True, "overloaded": rng.uniform(0.5, 0.8)},
+        "poison": lambda: {"poison": True},
+    }
+    return makes[kind]()

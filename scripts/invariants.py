@@ -1,0 +1,133 @@
+"""What must hold at the end of every seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from faults import Plan
+
+from evocluster.cluster.dispatch import ATTEMPTS
+from evocluster.store.table import scan
+
+if TYPE_CHECKING:
+    from simulated import Outcome, World
+
+SAME = (
+    *("recipe", "purpose", "kind", "genome_id", "operator", "example_id", "split", "twin", "replicate"),
+    *("output", "quality", "seconds", "cost_usd", "calls", "error", "judge_usd", "notes"),
+)
+"""Columns of a trial that no fault may change."""
+CLOSE = 1e-9
+
+
+def read(folder: Path) -> tuple[Any, dict[str, Any], dict[int, list[dict[str, Any]]]]:
+    """The front, run.json, and the rows by trial of a finished run."""
+    trials: dict[int, list[dict[str, Any]]] = {}
+    for chunk in scan(folder / "trials"):
+        for row in chunk:
+            trials.setdefault(row["proposal"], []).append(row)
+    return json.loads((folder / "front.json").read_text()), json.loads((folder / "run.json").read_text()), trials
+
+
+def poisoned(reference: Outcome, plan: Plan) -> str | None:
+    """A genome to be deadly: one of the children of the fault-free run."""
+    born = sorted(
+        {row["genome_id"] for rows in reference.trials.values() for row in rows if row["purpose"] == "search"} - {None}
+    )
+    return Random(f"poison {plan.seed}").choice(born) if born else None
+
+
+def check(world: World, outcome: Outcome) -> list[str]:
+    """Every invariant that is broken."""
+    return [
+        *_counted(outcome),
+        *_accounts(world, outcome),
+        *_budget(world, outcome),
+        *_quarantine(world, outcome),
+        *_same(world, outcome),
+    ]
+
+
+def _counted(outcome: Outcome) -> list[str]:
+    """Nothing lost, nothing twice."""
+    wrong = []
+    numbers = sorted(outcome.trials)
+    if numbers != list(range(len(numbers))) or len(numbers) != outcome.run["asked"]:
+        wrong.append(f"lost: {outcome.run['asked']} trials were asked for, kept are {numbers}")
+    for number, rows in outcome.trials.items():
+        names = Counter((row["kind"], row["example_id"], row["split"], row["twin"], row["replicate"]) for row in rows)
+        wrong += [f"double: trial {number} has {count} rows of {name}" for name, count in names.items() if count > 1]
+    if outcome.run["status"] != "finished":
+        wrong.append(f"status: run.json says {outcome.run['status']!r}")
+    return wrong
+
+
+def _sum(outcome: Outcome, name: str) -> float:
+    return float(sum(row[name] or 0 for rows in outcome.trials.values() for row in rows))
+
+
+def _accounts(world: World, outcome: Outcome) -> list[str]:
+    """What is recorded as paid is what the endpoint delivered for it, and run.json is the sum of the rows."""
+    wrong = []
+    delivered: dict[int, set[int]] = {}
+    for attempt in world.books.attempts:
+        delivered.setdefault(attempt.proposal, set()).add(world.books.delivered[attempt.serial])
+    for number, rows in outcome.trials.items():
+        paid = sum((row["calls"] or 0) - (row["cached_calls"] or 0) for row in rows)
+        if paid not in delivered.get(number, set()) and not (paid == 0 and _died(rows)):
+            wrong.append(f"accounts: trial {number} says {paid} paid calls, delivered were {delivered.get(number)}")
+    for name, column in (("calls", "calls"), ("usd", "cost_usd"), ("paid_usd", "paid_usd"), ("cached", "cached_calls")):
+        total = _sum(outcome, column)
+        if abs(total - outcome.run[name]) > CLOSE:
+            wrong.append(f"accounts: run.json says {name} {outcome.run[name]!r}, the rows {total!r}")
+    return wrong
+
+
+def _budget(world: World, outcome: Outcome) -> list[str]:
+    """Calls never pass their cap; dollars by no more than what was in flight when it was reached."""
+    wrong = []
+    budget = world.product.config.budget
+    if budget.calls is not None and outcome.run["calls"] > budget.calls:
+        wrong.append(f"budget: {outcome.run['calls']} calls, the cap is {budget.calls}")
+    dearest = max((sum(row["cost_usd"] or 0 for row in rows) for rows in outcome.trials.values()), default=0.0)
+    flying = world.product.config.search.ahead(world.product.config.engine.in_flight)
+    if budget.usd is not None and outcome.run["usd"] > budget.usd + flying * dearest:
+        wrong.append(f"budget: {outcome.run['usd']:g} usd, the cap is {budget.usd:g}, {flying} trials may be out")
+    return wrong
+
+
+def _died(rows: list[dict[str, Any]]) -> bool:
+    return any((row["error"] or "").startswith("worker:") for row in rows)
+
+
+def _quarantine(world: World, outcome: Outcome) -> list[str]:
+    """Only what workers died of is given up; a deadly genome is."""
+    wrong = []
+    given_up = [number for number, rows in outcome.trials.items() if _died(rows)]
+    if given_up and world.books.deadliest < ATTEMPTS:
+        wrong.append(
+            f"quarantine: {given_up} were given up, but at most {world.books.deadliest} workers died in a sitting"
+        )
+    judged = [row for rows in outcome.trials.values() for row in rows if row["genome_id"] == world.poison]
+    if world.poison is not None and judged:
+        wrong.append(f"quarantine: genome {world.poison} kills who evaluates it, and yet has {len(judged)} rows")
+    return wrong
+
+
+def _same(world: World, outcome: Outcome) -> list[str]:
+    """The front and every trial are those of the fault-free run, where no call and no trial failed by a fault."""
+    if world.plan.lossy or world.plan == world.plan.quiet or any(_died(rows) for rows in outcome.trials.values()):
+        return []
+    wrong, reference = [], world.reference()
+    for number, rows in reference.trials.items():
+        mine = [{name: row[name] for name in SAME} for row in outcome.trials.get(number, [])]
+        if mine != [{name: row[name] for name in SAME} for row in rows]:
+            wrong.append(f"trial: trial {number} is not that of the fault-free run")
+            break
+    if outcome.front != reference.front:
+        wrong.append("front: it is not that of the fault-free run")
+    return wrong

@@ -1,0 +1,133 @@
+"""The run folder of processes that die: the true Folder on a disk that tears, fills up, and forgets nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+from faults import Plan
+from provider import Books
+from virtual import PROCESS, Killed, Process
+
+from evocluster.engine.folder import Folder, Stored
+from evocluster.records import Genome, Trial
+from evocluster.store.table import Table
+
+
+class Disk:
+    """What the store sees as the module `os`: every write and sync is counted, and may be the last."""
+
+    def __init__(self, books: Books, plan: Plan) -> None:
+        self._books = books
+        self._deaths = dict(plan.disk_deaths)
+        self._full = {first + n for first, count in plan.disk_full for n in range(count)}
+        self._rng = Random(f"disk {plan.seed}")
+        self.writes = 0
+        """Writes and syncs so far."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, handle: int, payload: Any) -> int:
+        """See os.write. Raises: OSError where the disk is full; Killed."""
+        how = self._next()
+        if how == "full":
+            self._books.fault("disk full", f"at write {self.writes}")
+            if self.writes + 1 in self._full and len(payload) > 1:
+                return os.write(handle, payload[: self._rng.randrange(1, len(payload))])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if how == "torn":
+            os.write(handle, payload[: self._rng.randrange(len(payload))])
+            self._die("torn")
+        written = os.write(handle, payload)
+        if how == "after":
+            self._die("after")
+        return written
+
+    def fsync(self, handle: int) -> None:
+        """See os.fsync; nothing is lost without it, because only processes die here."""
+        how = self._next()
+        if how in ("torn", "after"):
+            self._die("after a sync")
+
+    def _next(self) -> str:
+        process = PROCESS.get()
+        if process is not None and not process.alive:
+            raise Killed
+        self.writes += 1
+        how = "full" if self.writes in self._full else self._deaths.pop(self.writes, "")
+        if how == "before":
+            self._die("before")
+        return how
+
+    def _die(self, where: str) -> None:
+        process = PROCESS.get()
+        if process is not None:
+            self._books.fault("driver crash at the disk", f"{where}, write {self.writes}")
+            self._books.loop.kill(process)
+
+
+@contextmanager
+def standing_on(disk: Disk) -> Iterator[None]:
+    """While it lasts, the store writes to this disk."""
+    with mock.patch("evocluster.store.files.os", disk), mock.patch("evocluster.store.table.os", disk):
+        yield
+
+
+class MortalFolder(Folder):
+    """The true folder, held by a process: it lets go when that dies, and then writes nothing any more."""
+
+    books: Books
+
+    def __init__(self, path: Path, table: Table, genomes: dict[str, Genome], held: ExitStack) -> None:
+        super().__init__(path, table, genomes, held)
+        process = PROCESS.get()
+        assert process is not None
+        self._process: Process = process
+        process.deaths.append(self._let_go)
+
+    def of(self, books: Books, clock: Callable[[], float]) -> MortalFolder:
+        """Itself, in a world."""
+        self.books = books
+        self._table._clock, self._table._synced = clock, clock()
+        return self
+
+    def _let_go(self) -> None:
+        self._table._release()
+        self._held.close()
+
+    def _living(self) -> None:
+        if not self._process.alive:
+            raise Killed
+
+    def append(self, trial: Trial) -> None:
+        """See Folder."""
+        self._living()
+        number = trial.proposal.number
+        if number in self.books.kept:
+            self.books.wrong(f"double: trial {number} is kept a second time")
+        super().append(trial)
+        self.books.kept.add(number)
+        self.books.note(f"kept {number}")
+
+    def replay(self) -> Iterator[Stored]:
+        """See Folder."""
+        for stored in super().replay():
+            self.books.kept.add(stored.number)
+            yield stored
+
+    def write(self, name: str, value: Any) -> None:
+        """See Folder."""
+        self._living()
+        super().write(name, value)
+
+    def close(self) -> None:
+        """See Folder."""
+        self._living()
+        super().close()

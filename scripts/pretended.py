@@ -1,0 +1,252 @@
+"""Ray, pretended: actors are processes of a virtual loop, and every message can be late, twice, or lost with its end.
+
+As much of Ray's interface as evocluster/cluster uses with `max_restarts=0, max_task_retries=0`: a call is delivered at
+most once; a call to an actor that dies, before or while it is carried out, raises RayActorError some time later; a
+call's own failure arrives as RayTaskError with its `cause`. Nothing travels by pickling: that is for the tests on Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from random import Random
+from types import ModuleType, SimpleNamespace
+from typing import Any, Protocol
+from unittest import mock
+
+from virtual import PROCESS, Process, VirtualLoop
+
+START_S = 0.6
+"""What starting an actor takes."""
+DETECT_S = (0.1, 3.0)
+"""Within what time a death is noticed."""
+
+
+class RayError(Exception):
+    """Root of Ray's errors."""
+
+
+class RayActorError(RayError):
+    """The actor is dead, or cannot be reached."""
+
+
+class ActorUnschedulableError(RayError):
+    """There is no node for it."""
+
+
+class RayTaskError(RayError):
+    """The call itself failed."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Network(Protocol):
+    """What becomes of messages."""
+
+    def delay_s(self, method: str) -> float: ...
+
+    def twice(self, method: str) -> bool:
+        """It is delivered twice."""
+        ...
+
+    def died(self, process: Process) -> None:
+        """It is dead, or taken for dead."""
+        ...
+
+
+class Actor:
+    """A handle and what it stands for."""
+
+    def __init__(self, cluster: Cluster, kind: type, node: str, args: tuple[Any, ...]) -> None:
+        cluster.count += 1
+        self.process = Process(f"{kind.__name__}.{cluster.count}", node)
+        self.process.context.run(_ACTOR.set, self)
+        self.process.deaths.append(self._died)
+        self.kind = kind
+        self.born = cluster.loop.time()
+        self._cluster = cluster
+        self._waiting: dict[asyncio.Future[Any], None] = {}
+        self.schedulable = node in cluster.alive
+        self.instance: Any = self.process.context.copy().run(kind, *args)
+        cluster.actors.append(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return SimpleNamespace(remote=lambda *args: self._call(name, args))
+
+    def _call(self, method: str, args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        loop = self._cluster.loop
+        answer: asyncio.Future[Any] = loop.create_future()
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception(), context=loop.world)
+        caller = PROCESS.get()
+        if caller is None or caller.alive:
+            self._waiting[answer] = None
+            for copy in range(1 + self._cluster.network.twice(method)):
+                late = self._cluster.network.delay_s(method)
+                loop.later(late + self._cluster.held_s(caller), self._arrive, method, args, answer, copy)
+        return answer
+
+    def _arrive(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:
+        loop = self._cluster.loop
+        start = self.born + START_S - loop.time() if self.kind.__name__ == "Puller" else 0.0
+        wait = max(start, self._cluster.held_s(self.process))
+        if not self.schedulable:
+            self._fail(answer, ActorUnschedulableError(f"{self.process.name}: its node is gone"))
+        elif not self.process.alive:
+            loop.later(self._cluster.detect_s(), self._fail, answer, RayActorError(f"{self.process.name} is dead"))
+        elif wait > 0:
+            loop.later(wait, self._arrive, method, args, answer, copy)
+        else:
+            loop.spawn(self._carry_out(method, args, answer, copy), self.process)
+
+    async def _carry_out(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:
+        result, failure = None, None
+        try:
+            result = await getattr(self.instance, method)(*args)
+        except Exception as error:  # travels to the caller
+            failure = RayTaskError(error)
+        if not copy:
+            late = self._cluster.network.delay_s(method) + self._cluster.held_s(self.process)
+            self._cluster.loop.later(late, self._fail if failure else self._give, answer, failure or result)
+
+    def _give(self, answer: asyncio.Future[Any], result: Any) -> None:
+        self._waiting.pop(answer, None)
+        if not answer.done():
+            answer.set_result(result)
+
+    def _fail(self, answer: asyncio.Future[Any], failure: Exception) -> None:
+        self._waiting.pop(answer, None)
+        if not answer.done():
+            answer.set_exception(failure)
+
+    def _died(self) -> None:
+        self._cluster.network.died(self.process)
+        loop, late = self._cluster.loop, self._cluster.detect_s()
+        for answer in list(self._waiting):
+            loop.later(late, self._fail, answer, RayActorError(f"{self.process.name} died"))
+
+
+_ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
+
+
+class Cluster:
+    """Nodes and the actors on them, as the module `ray` shows them."""
+
+    def __init__(self, loop: VirtualLoop, nodes: Mapping[str, int], network: Network, rng: Random) -> None:
+        self.loop = loop
+        self.nodes = dict(nodes)
+        self.alive = dict.fromkeys(nodes)
+        self.network = network
+        self.actors: list[Actor] = []
+        self.count = 0
+        self.cut_off: dict[Process, float] = {}
+        """Processes that nothing reaches and that reach nobody, and until when."""
+        self._rng = rng
+
+    def detect_s(self) -> float:
+        """When somebody notices a death."""
+        return self._rng.uniform(*DETECT_S)
+
+    def held_s(self, process: Process | None) -> float:
+        """How long a message from or to it is held up."""
+        return max(0.0, self.cut_off.get(process, 0.0) - self.loop.time()) if process is not None else 0.0
+
+    def start(self, kind: type, node: str, *args: Any) -> Actor:
+        """An actor on a node."""
+        return Actor(self, kind, node, args)
+
+    def kill(self, actor: Actor) -> None:
+        """End an actor; one that is cut off hears of it once it is not."""
+        held = self.held_s(actor.process)
+        if held:
+            self.loop.later(held, self.loop.kill, actor.process)
+        else:
+            self.loop.kill(actor.process)
+
+    def cut(self, actor: Actor, seconds: float) -> None:
+        """Nothing reaches this process for so long; everybody who waits for it takes it for dead."""
+        self.cut_off[actor.process] = self.loop.time() + seconds
+        actor._died()
+
+    def lose(self, node: str) -> None:
+        """A node dies with all that runs on it."""
+        self.alive.pop(node, None)
+        for actor in self.actors:
+            if actor.process.node == node:
+                self.loop.kill(actor.process)
+
+    def end(self) -> None:
+        """The session is over: whatever runs is killed."""
+        for actor in self.actors:
+            self.loop.kill(actor.process)
+        self.actors.clear()
+        self.cut_off.clear()
+
+    def living(self, kind: str) -> list[Actor]:
+        """The actors of a class that are alive, oldest first."""
+        return [actor for actor in self.actors if actor.process.alive and actor.kind.__name__ == kind]
+
+    def modules(self) -> dict[str, ModuleType]:
+        """What `import ray` finds."""
+        ray: Any = ModuleType("ray")
+        ray.exceptions = ModuleType("ray.exceptions")
+        for error in (RayError, RayActorError, ActorUnschedulableError, RayTaskError):
+            setattr(ray.exceptions, error.__name__, error)
+        ray.util = ModuleType("ray.util")
+        ray.util.scheduling_strategies = ModuleType("ray.util.scheduling_strategies")
+        ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy = SimpleNamespace
+        ray.remote = lambda kind: _Remote(self, kind)
+        ray.kill = self.kill
+        ray.nodes = lambda: [
+            {"NodeID": name, "Alive": name in self.alive, "Resources": {"CPU": cpus}}
+            for name, cpus in self.nodes.items()
+        ]
+        ray.get_runtime_context = lambda: SimpleNamespace(current_actor=_ACTOR.get())
+        return {
+            "ray": ray,
+            "ray.exceptions": ray.exceptions,
+            "ray.util": ray.util,
+            "ray.util.scheduling_strategies": ray.util.scheduling_strategies,
+        }
+
+
+class _Remote:
+    """`ray.remote(kind).options(...).remote(...)`."""
+
+    def __init__(self, cluster: Cluster, kind: type) -> None:
+        self._cluster = cluster
+        self._kind = kind
+        self._node = next(iter(cluster.nodes))
+
+    def options(self, *, scheduling_strategy: Any = None, **_: object) -> _Remote:
+        """Only the place counts here."""
+        if scheduling_strategy is not None:
+            self._node = scheduling_strategy.node_id
+        return self
+
+    def remote(self, *args: Any) -> Actor:
+        """The actor."""
+        return self._cluster.start(self._kind, self._node, *args)
+
+
+@contextmanager
+def pretending(cluster: Cluster) -> Iterator[None]:
+    """While it lasts, `import ray` finds this cluster, and processes do not tidy the one memory they share."""
+    modules = cluster.modules()
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        with mock.patch("evocluster.cluster.puller.settle"), mock.patch("evocluster.cluster.population.settle"):
+            yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module

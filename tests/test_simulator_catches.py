@@ -1,0 +1,186 @@
+"""The simulator can fail: a product broken on purpose is caught by some seed of a few."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from itertools import count, islice
+from typing import Any
+
+import pytest
+from faults import DEAD, Plan, plan
+from searches import SEARCHES
+from simulated import Keeper, Outcome, quiet, simulate
+
+from evocluster.cluster.cache import CacheKeeper
+from evocluster.cluster.dispatch import Dispatch
+from evocluster.cluster.puller import Puller
+from evocluster.engine.engine import Engine
+from evocluster.engine.worker import Worker
+from evocluster.llm.cached import LocalCache
+from evocluster.llm.client import LLM
+from evocluster.llm.limits import Limited
+from evocluster.records import Proposal, Trial
+from evocluster.search.budget import Ledger
+from evocluster.search.operators import Child
+from evocluster.search.optimizer import Optimizer
+from evocluster.store import files
+from evocluster.store.table import Table
+
+MOST = 12
+"""Seeds that a mutation may live through."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def references() -> None:
+    """The fault-free runs of the product as it is."""
+    for search in range(len(SEARCHES)):
+        for dead in (0.0, DEAD):
+            quiet(Plan(0, search, 1, 1, 8, 0, dead=dead).quiet)
+
+
+def caught(kind: str, *others: str) -> Outcome:
+    """The first seed with these faults that something is wrong with."""
+    plans = (plan(seed, len(SEARCHES)) for seed in range(5000))
+    for one in islice((one for one in plans if {kind, *others} <= set(one.kinds)), MOST):
+        outcome = simulate(one)
+        if outcome.violations:
+            return outcome
+    raise AssertionError(f"{MOST} seeds with {kind!r} went well")
+
+
+def test_a_dispatcher_that_forgets_what_a_dead_worker_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: Dispatch, worker: str) -> int:
+        self._gone.add(worker)
+        return len(self._leases.pop(worker, {}))
+
+    monkeypatch.setattr(Dispatch, "lost", lost)
+    assert caught("worker crash").violations[0].startswith("progress: not over after")
+
+
+def test_a_dispatcher_that_counts_a_result_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(self: Dispatch, worker: str, trials: list[Trial]) -> None:
+        for trial in trials:
+            self._leases.get(worker, {}).pop(trial.proposal.number, None)
+            self._done.put_nowait(trial)
+
+    monkeypatch.setattr(Dispatch, "finish", finish)
+    assert "is kept a second time" in caught("doubled messages").violations[0]
+
+
+def test_an_engine_that_tells_before_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit(self: Engine, trial: Trial) -> None:
+        self._optimizer.tell(trial)
+        self._folder.append(trial)
+
+    monkeypatch.setattr(Engine, "_commit", commit)
+    assert "told before it is on disk" in caught("driver crash").violations[0]
+
+
+def test_a_call_that_is_repeated_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Limited.__init__
+
+    def init(self: Limited, *args: Any, **named: Any) -> None:
+        made(self, *args, **{**named, "retries": 1000})
+
+    monkeypatch.setattr(Limited, "__init__", init)
+    assert caught("endless failures").violations[0].startswith("retries: a call was sent 6 times")
+
+
+def test_a_call_that_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Limited.__init__
+
+    def init(self: Limited, *args: Any, **named: Any) -> None:
+        made(self, *args, **{**named, "retries": 0})
+
+    monkeypatch.setattr(Limited, "__init__", init)
+    assert caught("5xx").violations
+
+
+def test_a_model_that_is_called_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Limited.__init__
+
+    def init(self: Limited, *args: Any, **named: Any) -> None:
+        made(self, *args, **{**named, "max_concurrency": 0})
+
+    monkeypatch.setattr(Limited, "__init__", init)
+    monkeypatch.setattr("evocluster.llm.stack.Gate.__init__", lambda self, llm, _: _gate(self, llm))
+    assert "calls at once" in caught("slow answers").violations[0]
+
+
+def _gate(self: Any, llm: Any) -> None:
+    self._llm, self._slots = llm, asyncio.Semaphore(1000)
+
+
+def test_a_cache_that_says_kept_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def put_many(self: LocalCache, items: Mapping[str, str]) -> None:
+        for key, value in items.items():
+            self._release(key, value)
+
+    monkeypatch.setattr(LocalCache, "put_many", put_many)
+    assert caught("driver crash").violations
+
+
+def test_a_cache_that_keeps_the_claims_of_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forsake(self: CacheKeeper, owner: str) -> None:
+        """Nothing."""
+
+    monkeypatch.setattr(Keeper, "forsake", forsake)
+    assert caught("worker crash").violations[0].startswith("progress: not over after")
+
+
+def test_a_cache_that_lets_everybody_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalCache, "_expire", lambda self: self._leases.clear())
+    assert caught("worker crash").violations
+
+
+def test_a_budget_that_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "lacks", lambda self, calls, usd: "calls" if self.spent.calls > 45 else None)
+    limited = next(index for index, search in enumerate(SEARCHES) if "calls" in search["budget"])
+    wrong = simulate(Plan(1, limited, 1, 2, 8, 0, overloaded=0.1)).violations
+    assert any("calls, the cap is" in violation for violation in wrong)
+
+
+def test_a_worker_whose_chance_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, order = Worker._make, count()
+
+    async def by_order(self: Worker, proposal: Proposal, llm: LLM) -> Child:
+        return await make(self, proposal.model_copy(update={"seed": next(order)}), llm)
+
+    monkeypatch.setattr(Worker, "_make", by_order)
+    assert "is not that of the fault-free run" in caught("slow answers").violations[0]
+
+
+def test_a_search_that_hears_of_trials_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(self: Optimizer, trial: Trial) -> None:
+        place = min(self._out, default=0)
+        if trial.proposal.number >= self._committed:
+            self._arrived.setdefault(place, trial)
+            self._arrived.setdefault(trial.proposal.number, trial)
+
+    monkeypatch.setattr(Optimizer, "tell", tell)
+    assert caught("slow answers").violations
+
+
+def test_a_table_that_leaves_a_torn_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Table, "_recover", lambda self: None)
+    assert caught("driver crash at the disk").violations
+
+
+def test_a_write_that_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_whole(handle: int, payload: bytes, size: int) -> None:
+        disk: Any = vars(files)["os"]
+        disk.write(handle, payload)
+
+    monkeypatch.setattr("evocluster.store.table.write_whole", write_whole)
+    assert caught("disk full").violations
+
+
+def test_a_worker_that_drops_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def send(self: Puller) -> None:
+        while self._outbox:
+            trials, self._outbox = self._outbox, []
+            await self._source.finish(self._name, trials[:1])
+
+    monkeypatch.setattr(Puller, "_send", send)
+    assert caught("late messages").violations
