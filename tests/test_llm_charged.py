@@ -165,7 +165,7 @@ def test_a_resume_goes_on_at_the_prices_the_run_began_with(tmp_path: Path, monke
     # The list of prices changed between the sittings: what the models would cost now is something else.
     now = build.plan(tmp_path / "half" / "config.yaml")
     dearer = replace(now, stack=now.stack.priced({"fake": PRICE}))
-    monkeypatch.setattr(build, "plan", lambda *_: dearer)
+    monkeypatch.setattr(build, "plan", lambda *_, **__: dearer)
     ended = build.resume(tmp_path / "half")
     assert ended.status == "finished"
     assert ended.run["prices"] == told["prices"] == whole.run["prices"]

@@ -43,20 +43,16 @@ def resume(
     """
     from evocluster import build
 
-    with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
+    with progress.Display(quiet=as_json, form=form) as display, progress.interruptible(display.warn) as interrupted:
         result = build.resume(
             folder,
             runner,
             sets=sets or (),
             allow_code=allow_code,
+            files=files,
             show=display,
             say=display.say,
             interrupted=interrupted,
-        )
-    print_result(result, as_json)
-    with progress.Display(quiet=as_json, form=form) as display, progress.interruptible(display.warn) as interrupted:
-        result = build.resume(
-            folder, runner, sets=sets or (), files=files, show=display, say=display.say, interrupted=interrupted
         )
     if form == "json":
         progress.tell_result(result)

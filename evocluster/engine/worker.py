@@ -7,6 +7,7 @@ any number of concurrent `run`, `close`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import fsum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -72,7 +73,7 @@ class Accounts:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        self._sums: dict[tuple[str, str], Usage] = {}
+        self._used: dict[tuple[str, str], list[Usage]] = {}
 
     async def __call__(self, request: Request) -> Reply:
         try:
@@ -84,14 +85,26 @@ class Accounts:
         return reply
 
     def _add(self, key: tuple[str, str], used: Usage) -> None:
-        before = self._sums.get(key)
-        self._sums[key] = used if before is None else before + used
+        self._used.setdefault(key, []).append(used)
 
     def lines(self) -> tuple[Spend, ...]:
-        """What each model was asked for, sorted."""
+        """What each model was asked for, sorted; the same to the last bit in whatever order the answers came."""
         return tuple(
-            Spend(model=model, purpose=purpose, usage=used) for (model, purpose), used in sorted(self._sums.items())
+            Spend(model=model, purpose=purpose, usage=_together(used))
+            for (model, purpose), used in sorted(self._used.items(), key=lambda one: one[0])
         )
+
+
+def _together(used: Sequence[Usage]) -> Usage:
+    return Usage(
+        calls=sum(one.calls for one in used),
+        cached=sum(one.cached for one in used),
+        prompt_tokens=sum(one.prompt_tokens for one in used),
+        completion_tokens=sum(one.completion_tokens for one in used),
+        usd=fsum(one.usd for one in used),
+        paid_usd=fsum(one.paid_usd for one in used),
+        seconds=fsum(one.seconds for one in used),
+    )
 
 
 class Worker:
