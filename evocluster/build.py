@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+import shutil
+import tempfile
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -23,9 +26,10 @@ from evocluster import config as configs
 from evocluster.config import Config
 from evocluster.engine.aside import aside
 from evocluster.engine.engine import Engine
-from evocluster.engine.folder import Folder
+from evocluster.engine.folder import COLUMNS, Folder
 from evocluster.engine.forecast import forecast
 from evocluster.engine.runner import Runner
+from evocluster.engine.shipped import check_new, create_folder, open_folder
 from evocluster.engine.worker import Meter, Worker
 from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
 from evocluster.llm.cached import LocalCache
@@ -200,12 +204,12 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
-def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
-    """The engine of a run folder. Raises: errors.RunExists, errors.RunDamaged, errors.StoreError."""
+def engine(plan: Plan, where: Path | str, fresh: bool, runner: Runner) -> Engine:
+    """The engine of a run. Raises: errors.RunExists, errors.RunDamaged, errors.RunHeld, errors.StoreError."""
     optimizer, facts = plan.optimizer(), plan.facts()
-    folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
+    folder = create_folder(where, configs.dump(plan.config)) if fresh else open_folder(where)
     try:
-        if not fresh and (path / "run.json").exists():
+        if not fresh and (folder.path / "run.json").exists():
             facts["started_at"] = folder.unchanged(facts).get("started_at")
         folder.keep_examples({split: plan.splits.of(split) for split in SPLITS})
     except BaseException:
@@ -217,22 +221,51 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
 
 def run(
     plan: Plan,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """A new run, to its end. `out` is the run folder (default: `runs`/`name` of the config).
+    """A new run, to its end. `out` is the run folder, or a URI of object storage (default: `runs`/`name` of the config).
 
     Raises: errors.RunExists; whatever ends the run.
     """
-    path = (out or Path(plan.config.runs) / plan.config.name).absolute()
-    Folder.check_new(path)
+    from evocluster.store.place import below
+
+    runs = plan.config.runs
+    where = _where(out or (below(runs, plan.config.name) if "://" in runs else Path(runs) / plan.config.name))
+    check_new(where)
     plan.stack.check()
     plan.optimizer()
-    say(f"run folder: {path}")
-    return _carry_out(plan, path, True, show, interrupted)
+    say(f"run folder: {where}")
+    return _carry_out(plan, where, True, show, interrupted)
+
+
+def _where(place: Path | str) -> Path | str:
+    """A URI as it is, a path made absolute."""
+    from evocluster.store.place import is_uri
+
+    return place if is_uri(place) else Path(place).absolute()
+
+
+def found(place: str | Path) -> Result:
+    """A run to be read; of object storage a copy that goes when the result goes. Raises: errors.RunDamaged."""
+    from evocluster.store.depot import copy
+    from evocluster.store.place import is_uri, shown
+
+    if not (isinstance(place, str) and is_uri(place)):
+        return Result(place)
+    path = Path(tempfile.mkdtemp(prefix="evocluster-")) / "run"
+    try:
+        copy(place, path, COLUMNS)
+        result = Result(path)
+    except BaseException:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise
+    result.address = shown(place)
+    weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
+    return result
 
 
 def resume(
@@ -249,31 +282,43 @@ def resume(
     `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
     sitting runs (`config.CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
-    path = Path(path).absolute()
-    Folder.check_old(path)
-    found = plan(path / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
-    if sets:
-        _change(path, found.config)
-    if (path / "run.json").exists() and Result(path).status == "finished":
-        Folder.check(path)
-        say(f"{path} is finished; nothing to do")
-        return Result(path)
-    return _carry_out(found, path, False, show, interrupted)
+    where = _where(path)
+    with ExitStack() as held:
+        here = held.enter_context(_copied(where)) if isinstance(where, str) else where
+        Folder.check_old(here)
+        planned = plan(here / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
+        if sets:
+            _change(where, configs.load(here / "config.yaml"), planned.config)
+        if (here / "run.json").exists() and Result(here).status == "finished":
+            Folder.check(here)
+            say(f"{where} is finished; nothing to do")
+            return found(where)
+    return _carry_out(planned, where, False, show, interrupted)
 
 
-def _change(path: Path, config: Config) -> None:
-    """Take a raised budget into a run folder. Raises: errors.ConfigError for what would make it another run."""
-    old = configs.load(path / "config.yaml")
+@contextmanager
+def _copied(uri: str) -> Iterator[Path]:
+    """A copy of a run on object storage, for as long as the block takes."""
+    from evocluster.store.depot import copy
+
+    with tempfile.TemporaryDirectory(prefix="evocluster-") as name:
+        copy(uri, Path(name) / "run", COLUMNS)
+        yield Path(name) / "run"
+
+
+def _change(where: Path | str, old: Config, config: Config) -> None:
+    """Take a raised budget into a run. Raises: errors.ConfigError for what would make it another run."""
     budget = configs.raised(old, config)
     if not budget:
         return
-    folder = Folder.open(path)
+    folder = open_folder(where)
+    path = folder.path
     try:
         run = folder.read("run.json") if (path / "run.json").exists() else {}
         over = "its search is over" if folder.checked or run.get("stops") else ""
         if over or run.get("exploring") is False:
             raise ConfigError(
-                f"{str(path)!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer be "
+                f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer be "
                 "raised; resume without it, or start a new run with `warm_start:`"
             )
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
@@ -298,14 +343,16 @@ def optimize(
         prepared = plan(config.model_copy(update=extra))
     else:
         prepared = plan(config, [*sets, *([f"engine.runner={runner}"] if runner else [])])
-    return run(prepared, Path(out) if out else None, show=show)
+    return run(prepared, out, show=show)
 
 
-def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
+def _carry_out(
+    plan: Plan, where: Path | str, fresh: bool, show: Show | None, interrupted: Callable[[], bool]
+) -> Result:
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
-    make = partial(engine, plan, path, fresh)
+    make = partial(engine, plan, where, fresh)
     status = carry_out(make, plan.worker(), plan.stack, plan.config, show=show, interrupted=interrupted)
-    result = Result(path)
+    result = found(where)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)
     return result

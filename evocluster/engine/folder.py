@@ -222,6 +222,8 @@ class Folder:
         self, path: Path, table: Table, genomes: dict[str, Genome], sums: Sums, lease: Lease, held: ExitStack
     ) -> None:
         self.path = path
+        self.address = str(path)
+        """What `evocluster resume` takes to go on with it."""
         self._lease = lease
         self._held = held
         self._table = table
@@ -238,7 +240,7 @@ class Folder:
                 "or start another: --out FOLDER"
             )
         # What a start that failed at its first write leaves is in nobody's way.
-        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - {".lock", ".lease", SUMS}):
+        if path.exists() and (not path.is_dir() or any(not _leftover(one.name) for one in path.iterdir())):
             raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
 
     @staticmethod
@@ -302,14 +304,19 @@ class Folder:
         Raises: errors.StoreError; errors.RunHeld when another process took the folder over.
         """
         self._lease.check()
-        lines: dict[str, str] = {}
-        for trial in trials:
-            if trial.genome is not None and trial.genome.id not in self._written:
-                lines.setdefault(trial.genome.id, _genome_line(trial.genome, trial.proposal))
+        lines = self._new_lines(trials)
         if lines:
             append_lines(self.path / "genomes.jsonl", list(lines.values()))
             self._written.update(lines)
         self._table.append([row for trial in trials for row in rows(trial)])
+
+    def _new_lines(self, trials: Sequence[Trial]) -> dict[str, str]:
+        """Id -> line of each genome that is not in genomes.jsonl yet."""
+        lines: dict[str, str] = {}
+        for trial in trials:
+            if trial.genome is not None and trial.genome.id not in self._written:
+                lines.setdefault(trial.genome.id, _genome_line(trial.genome, trial.proposal))
+        return lines
 
     def append(self, trial: Trial) -> None:
         """Keep one trial. Raises: errors.StoreError."""
@@ -383,6 +390,10 @@ class Folder:
                 self._sums.finish(LIVE)
             finally:
                 self._table.leave()
+
+
+def _leftover(name: str) -> bool:
+    return name in (".lock", ".lease", SUMS) or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _genome_line(genome: Genome, proposal: Proposal) -> str:
