@@ -227,7 +227,7 @@ def run(
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """A new run, to its end. `out` is the run folder, or a URI of object storage (default: `runs`/`name` of the config).
+    """A new run, to its end. `out`: the run folder, or a URI of object storage (default: `runs`/`name` of the config).
 
     Raises: errors.RunExists; whatever ends the run.
     """
@@ -318,8 +318,8 @@ def _change(where: Path | str, old: Config, config: Config) -> None:
         over = "its search is over" if folder.checked or run.get("stops") else ""
         if over or run.get("exploring") is False:
             raise ConfigError(
-                f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer be "
-                "raised; resume without it, or start a new run with `warm_start:`"
+                f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer "
+                "be raised; resume without it, or start a new run with `warm_start:`"
             )
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
     finally:

@@ -21,7 +21,7 @@ from small import LABELS, edited, settings, small_config, write_config
 from evocluster import build
 from evocluster.engine.engine import carry
 from evocluster.engine.runner import LocalRunner, Runner
-from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld, StoreError
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 

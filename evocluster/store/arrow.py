@@ -87,7 +87,7 @@ def batch_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
 
 
 def segment_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], lines: Sequence[str]) -> bytes:
-    """Rows as an Arrow IPC stream of one batch, with lines of text in its schema. Raises: StoreError, see record_batch."""
+    """Rows as an Arrow IPC stream of one batch, lines of text in its schema. Raises: StoreError, see record_batch."""
     batch = record_batch(rows, columns)
     batch = batch.replace_schema_metadata({_LINES: "\n".join(lines)})
     sink = pa.BufferOutputStream()

@@ -70,7 +70,8 @@ class Depot:
         """Raises: errors.RunExists when there is a run; errors.StoreError."""
         if self.exists():
             raise RunExists(
-                f"{self.uri!r} already holds a run; go on with it: evocluster resume {self.uri}; or start another: --out"
+                f"{self.uri!r} already holds a run; go on with it: evocluster resume {self.uri}; "
+                "or start another: --out PLACE"
             )
 
     def go_on(self) -> None:

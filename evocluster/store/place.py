@@ -1,6 +1,6 @@
 """Where whole objects are put and listed: a folder, or object storage through pyarrow's filesystems.
 
-    s3://bucket/prefix/run?endpoint_override=host:port&scheme=http&region=...     as pyarrow's FileSystem.from_uri has it
+    s3://bucket/prefix/run?endpoint_override=host:port&scheme=http&region=...   as pyarrow's FileSystem.from_uri has it
 
 Credentials come from the environment alone (the standard AWS variables) and are never written. An object is whole or
 absent. pyarrow has no conditional put, so object storage cannot say who was first: `exclusive` is False there.
