@@ -169,7 +169,7 @@ class Lease:
 
     def _watch(self, epoch: int, holder: str, beat: dict[str, Any]) -> dict[str, Any]:
         """Wait until a whole lease has passed without a beat. Raises: RunHeld."""
-        log.info("%s may still be held by %s: watching for %g s", self._run, _who(beat), self._lease_s)
+        log.warning("%s may still be held by %s: watching for %g s", self._run, _who(beat), self._lease_s)
         until = self._clock() + self._lease_s
         while self._clock() < until:
             self._sleep(min(1.0, self._lease_s / 10))
