@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from evocluster import config as configs
+from evocluster.address import at_hand, begun, found, placed, within
 from evocluster.config import Config
 from evocluster.engine.aside import aside
 from evocluster.engine.engine import Engine
 from evocluster.engine.folder import Folder
 from evocluster.engine.forecast import forecast
 from evocluster.engine.runner import Runner
+from evocluster.engine.shipped import check_new, create_folder, open_folder
 from evocluster.engine.worker import Meter, Worker
 from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
 from evocluster.llm.cached import LocalCache
@@ -213,12 +215,12 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
-def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
-    """The engine of a run folder. Raises: errors.RunExists, errors.RunDamaged, errors.StoreError."""
+def engine(plan: Plan, where: Path | str, fresh: bool, runner: Runner) -> Engine:
+    """The engine of a run. Raises: errors.RunExists, errors.RunDamaged, errors.RunHeld, errors.StoreError."""
     optimizer, facts = plan.optimizer(), plan.facts()
-    folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
+    folder = create_folder(where, configs.dump(plan.config)) if fresh else open_folder(where)
     try:
-        earlier = folder.unchanged(facts) if not fresh and (path / "run.json").exists() else {}
+        earlier = folder.unchanged(facts) if not fresh and (folder.path / "run.json").exists() else {}
         facts["started_at"] = earlier.get("started_at")
         now = {name: price.model_dump() for name, price in plan.stack.prices().items()}
         facts["prices"] = earlier.get("prices") or now
@@ -230,29 +232,29 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
 
-def engine_again(plan: Plan, path: Path, runner: Runner) -> Engine:
-    """The engine of a run folder whose first writer died, perhaps before there was a run in it. Raises: as `engine`."""
-    return engine(plan, path, not (path / "config.yaml").exists(), runner)
+def engine_again(plan: Plan, where: Path | str, runner: Runner) -> Engine:
+    """The engine of a run whose first writer died, perhaps before there was a run. Raises: as `engine`."""
+    return engine(plan, where, not begun(where), runner)
 
 
 def run(
     plan: Plan,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """A new run, to its end. `out` is the run folder (default: `runs`/`name` of the config).
+    """A new run, to its end. `out`: the run folder, or a URI of object storage (default: `runs`/`name` of the config).
 
     Raises: errors.RunExists; whatever ends the run.
     """
-    path = (out or Path(plan.config.runs) / plan.config.name).absolute()
-    Folder.check_new(path)
+    where = placed(out) if out else within(plan.config.runs, plan.config.name)
+    check_new(where)
     plan.stack.check()
     plan.optimizer()
-    say(f"run folder: {path}")
-    return _carry_out(plan, path, True, show, interrupted)
+    say(f"run folder: {where}")
+    return _carry_out(plan, where, True, show, interrupted)
 
 
 def resume(
@@ -272,19 +274,21 @@ def resume(
     sitting runs (`config.CHANGEABLE`). `files`: where the package of a submitted run is unpacked now.
     Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
-    path = Path(path).absolute()
-    Folder.check_old(path)
-    changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
-    config = configs.load(path / "config.yaml", changes)
-    there = configs.moved(config, files.absolute()) if files is not None else config
-    found = plan(there, allow_code=allow_code, stranger=True)
-    if sets:
-        _change(path, config)
-    if (path / "run.json").exists() and Result(path).status == "finished":
-        Folder.check(path)
-        say(f"{path} is finished; nothing to do")
-        return Result(path)
-    return _carry_out(_at_its_prices(found, path), path, False, show, interrupted)
+    where = placed(path)
+    with at_hand(where) as here:
+        Folder.check_old(here)
+        changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
+        config = configs.load(here / "config.yaml", changes)
+        there = configs.moved(config, files.absolute()) if files is not None else config
+        planned = plan(there, allow_code=allow_code, stranger=True)
+        if sets:
+            _change(where, configs.load(here / "config.yaml"), config)
+        if (here / "run.json").exists() and Result(here).status == "finished":
+            Folder.check(here)
+            say(f"{where} is finished; nothing to do")
+            return found(where)
+        planned = _at_its_prices(planned, here)
+    return _carry_out(planned, where, False, show, interrupted)
 
 
 def _at_its_prices(plan: Plan, path: Path) -> Plan:
@@ -296,20 +300,20 @@ def _at_its_prices(plan: Plan, path: Path) -> Plan:
     return replace(plan, stack=plan.stack.priced(prices))
 
 
-def _change(path: Path, config: Config) -> None:
-    """Take a raised budget into a run folder. Raises: errors.ConfigError for what would make it another run."""
-    old = configs.load(path / "config.yaml")
+def _change(where: Path | str, old: Config, config: Config) -> None:
+    """Take a raised budget into a run. Raises: errors.ConfigError for what would make it another run."""
     budget = configs.raised(old, config)
     if not budget:
         return
-    folder = Folder.open(path)
+    folder = open_folder(where)
+    path = folder.path
     try:
         run = folder.read("run.json") if (path / "run.json").exists() else {}
         over = "its search is over" if folder.checked or run.get("stops") else ""
         if over or run.get("exploring") is False:
             raise ConfigError(
-                f"{str(path)!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer be "
-                "raised; resume without it, or start a new run with `warm_start:`"
+                f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer "
+                "be raised; resume without it, or start a new run with `warm_start:`"
             )
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
     finally:
@@ -336,15 +340,16 @@ def optimize(
     else:
         changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
         prepared = plan(config, changes, allow_code=allow_code)
-    return run(prepared, Path(out) if out else None, show=show)
+    return run(prepared, out, show=show)
 
 
-def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
+def _carry_out(
+    plan: Plan, where: Path | str, fresh: bool, show: Show | None, interrupted: Callable[[], bool]
+) -> Result:
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
-    make = partial(engine, plan, path, fresh)
-    again = partial(engine_again, plan, path)
+    make, again = partial(engine, plan, where, fresh), partial(engine_again, plan, where)
     status = carry_out(make, plan.worker(), plan.stack, plan.config, again=again, show=show, interrupted=interrupted)
-    result = Result(path)
+    result = found(where)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)
     return result

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas
@@ -13,6 +16,7 @@ from small import edited
 from evocluster.engine.folder import COLUMNS, Folder, recipe, rows
 from evocluster.errors import RunDamaged, RunExists, RunHeld
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
+from evocluster.store import lease
 
 
 def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
@@ -200,3 +204,33 @@ def test_a_link_is_no_place_for_a_run(tmp_path: Path) -> None:
             Folder.check_new(tmp_path / "run")
         (tmp_path / "run").unlink()
     Folder.check_new(tmp_path / "empty")
+
+
+def test_a_writer_on_another_machine_that_was_paused_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)  # a shared file system on which it means nothing
+    monkeypatch.setattr(lease, "LEASE_S", 0.3)
+    paused = Folder.create(tmp_path / "run", "name: x\n")
+    paused.append(trial(0))
+    paused._lease._keep = lambda: None  # type: ignore[method-assign]
+    paused._lease._over.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        second = Folder.open(tmp_path / "run")
+    paused._lease._over.clear()
+    second.append(trial(1))
+    late = [row for row in rows(trial(666))]
+    # It was stopped between its check and its write: what it writes lands in a file that nobody reads.
+    paused._table._guard = lambda: None
+    paused._table.append(late)
+    attempts: list[Callable[[], None]] = [
+        *(lambda: paused.append(trial(2)), lambda: paused.write("run.json", {})),
+        *(paused._lease.check, paused.close),
+    ]
+    for attempt in attempts:
+        with pytest.raises(RunHeld, match="on elsewhere, after this process gave no sign of life"):
+            attempt()
+    assert [stored.number for stored in second.replay()] == [0, 1]
+    second.close()
+    last = Folder.open(tmp_path / "run")
+    assert [stored.number for stored in last.replay()] == [0, 1]
+    last.close()

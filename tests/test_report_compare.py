@@ -31,7 +31,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
 
 def copied(result: Result, folder: Path) -> Path:
     """A copy of a run folder, to be changed."""
-    return Path(shutil.copytree(result.path, folder / "copy"))
+    copy = Path(shutil.copytree(result.path, folder / "copy"))
+    edited(copy)
+    return copy
 
 
 def test_a_better_configuration_is_said_to_be_better(runs: tuple[Result, Result]) -> None:

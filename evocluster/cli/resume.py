@@ -12,7 +12,7 @@ from evocluster.cli.show import print_result
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The run folder that `evocluster run` made.")],
+    folder: Annotated[str, typer.Argument(help="The run folder that `evocluster run` made, or its s3://...")],
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Raise a budget before the search is over: --set budget.usd=5."),

@@ -17,7 +17,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Change one value, e.g. --set budget.calls=500."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FOLDER", help="Run folder, or s3://... (default: runs/NAME).")
+    ] = None,
     runner: Annotated[
         str | None, typer.Option("--runner", help="ray (default) or local: in this process, no cluster.")
     ] = None,

@@ -120,7 +120,7 @@ class Engine:
                 self._ask()
         if early:
             raise RunDamaged(
-                f"{str(self._folder.path)!r} holds trial {min(early)} that this configuration would never have asked "
+                f"{self._folder.address!r} holds trial {min(early)} that this configuration would never have asked "
                 "for; resume it with the config.yaml and the data it was made with"
             )
 
@@ -136,7 +136,7 @@ class Engine:
             stored, proposal = early.pop(number), self._flying.pop(number)
             if stored.recipe != recipe(proposal):
                 raise RunDamaged(
-                    f"{str(self._folder.path)!r}: trial {number} was made by another recipe "
+                    f"{self._folder.address!r}: trial {number} was made by another recipe "
                     f"({stored.recipe!r}, this configuration asks {recipe(proposal)!r}): the config, the data or the "
                     "version changed since; put them back, or start a new run with --out FOLDER"
                 )
@@ -278,7 +278,7 @@ class Engine:
         raise kind(
             f"every evaluation failed in {len(self._suspects)} trial(s) in a row, {len(last.evaluations)} in the last; "
             f"its first failure: {text.rstrip('.')} | Nothing of these was recorded, everything before is kept: "
-            f"mend it, then `evocluster resume {self._folder.path}`"
+            f"mend it, then `evocluster resume {self._folder.address}`"
         )
 
     def _commit(self, trials: Sequence[Trial]) -> None:

@@ -222,6 +222,8 @@ class Folder:
         self, path: Path, table: Table, genomes: dict[str, Genome], sums: Sums, lease: Lease, held: ExitStack
     ) -> None:
         self.path = path
+        self.address = str(path)
+        """What `evocluster resume` takes to go on with it."""
         self._lease = lease
         self._held = held
         self._table = table
@@ -237,7 +239,7 @@ class Folder:
                 f"{str(path)!r} already holds a run; go on with it: evocluster resume {path}; "
                 "or start another: --out FOLDER"
             )
-        left = [one.name for one in path.iterdir() if not _left_over(one.name)] if path.is_dir() else [path.name]
+        left = [one.name for one in path.iterdir() if not _leftover(one.name)] if path.is_dir() else [path.name]
         if path.is_symlink() or (path.exists() and left):
             raise RunExists(
                 f"{str(path)!r} is not an empty folder (a link is none) and holds no run; choose another: --out FOLDER"
@@ -305,14 +307,19 @@ class Folder:
         Raises: errors.StoreError; errors.RunHeld when another process took the folder over.
         """
         self._lease.check()
-        lines: dict[str, str] = {}
-        for trial in trials:
-            if trial.genome is not None and trial.genome.id not in self._written:
-                lines.setdefault(trial.genome.id, _genome_line(trial.genome, trial.proposal))
+        lines = self._new_lines(trials)
         if lines:
             append_lines(self.path / "genomes.jsonl", list(lines.values()))
             self._written.update(lines)
         self._table.append([row for trial in trials for row in rows(trial)])
+
+    def _new_lines(self, trials: Sequence[Trial]) -> dict[str, str]:
+        """Id -> line of each genome that is not in genomes.jsonl yet."""
+        lines: dict[str, str] = {}
+        for trial in trials:
+            if trial.genome is not None and trial.genome.id not in self._written:
+                lines.setdefault(trial.genome.id, _genome_line(trial.genome, trial.proposal))
+        return lines
 
     def append(self, trial: Trial) -> None:
         """Keep one trial. Raises: errors.StoreError."""
@@ -388,6 +395,10 @@ class Folder:
                 self._table.leave()
 
 
+def _leftover(name: str) -> bool:
+    return name in (".lock", ".lease", SUMS) or (name.startswith(".") and name.endswith(".tmp"))
+
+
 def _genome_line(genome: Genome, proposal: Proposal) -> str:
     line = {
         "id": genome.id,
@@ -411,11 +422,6 @@ def _first_sums(path: Path) -> Sums:
     parts = (str(part.relative_to(path)) for part in sorted((path / "trials").glob("part-*.parquet")))
     sums.finish(["config.yaml", "examples.jsonl", *parts])
     return sums
-
-
-def _left_over(name: str) -> bool:
-    """What a start that died before it had a config leaves behind: a lock that nobody holds, half a file."""
-    return name in (".lock", ".lease", SUMS) or (name.startswith(".config.yaml.") and name.endswith(".tmp"))
 
 
 def _read_genomes(path: Path) -> tuple[dict[str, Genome], str | None]:

@@ -67,6 +67,7 @@ class Lease:
         self._clock = clock
         self._sleep = sleep
         self._id = uuid4().hex[:12]
+        self._host = socket.gethostname()
         self._count = 0
         self._deadline = 0.0
         self._lock = threading.Lock()
@@ -168,7 +169,7 @@ class Lease:
 
     def _watch(self, epoch: int, holder: str, beat: dict[str, Any]) -> dict[str, Any]:
         """Wait until a whole lease has passed without a beat. Raises: RunHeld."""
-        log.info("%s may still be held by %s: watching for %g s", self._run, _who(beat), self._lease_s)
+        log.warning("%s may still be held by %s: watching for %g s", self._run, _who(beat), self._lease_s)
         until = self._clock() + self._lease_s
         while self._clock() < until:
             self._sleep(min(1.0, self._lease_s / 10))
@@ -183,7 +184,7 @@ class Lease:
         """Whether the holder let it go, or surely lives no more."""
         if beat.get("released"):
             return True
-        if (beat.get("host"), beat.get("boot")) != (socket.gethostname(), boot()):
+        if (beat.get("host"), beat.get("boot")) != (self._host, boot()):
             return False
         return alone or not _lives(int(beat.get("pid", 0)))
 
@@ -196,7 +197,7 @@ class Lease:
         return found if isinstance(found, dict) else {"holder": holder}
 
     def _sign(self, *, released: bool = False) -> bytes:
-        told = {"holder": self._id, "epoch": self.epoch, "host": socket.gethostname(), "boot": boot()}
+        told = {"holder": self._id, "epoch": self.epoch, "host": self._host, "boot": boot()}
         return json.dumps({**told, "pid": os.getpid(), "count": self._count, "released": released}).encode()
 
     def _mine(self, kind: str) -> str:

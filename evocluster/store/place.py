@@ -1,6 +1,6 @@
 """Where whole objects are put and listed: a folder, or object storage through pyarrow's filesystems.
 
-    s3://bucket/prefix/run?endpoint_override=host:port&scheme=http&region=...     as pyarrow's FileSystem.from_uri takes it
+    s3://bucket/prefix/run?endpoint_override=host:port&scheme=http&region=...   as pyarrow's FileSystem.from_uri has it
 
 Credentials come from the environment alone (the standard AWS variables) and are never written. An object is whole or
 absent. pyarrow has no conditional put, so object storage cannot say who was first: `exclusive` is False there.
@@ -182,14 +182,20 @@ class Bucket:
 
     def _failed(self, what: str, name: str, error: Any) -> StoreError:
         return StoreError(
-            f"cannot {what} {name!r} of {shown(self.uri)!r}: {error}; what was saved before is intact: check the bucket, "
-            "the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and the network, then resume"
+            f"cannot {what} {name!r} of {shown(self.uri)!r}: {error}; what was saved before is intact: check the "
+            "bucket, the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and the network, then resume"
         )
 
 
 def is_uri(place: object) -> bool:
     """Whether this names object storage, not a folder."""
     return isinstance(place, str) and bool(_URI.match(place))
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of something in this place."""
+    path, mark, query = uri.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def shown(uri: str) -> str:

@@ -204,7 +204,7 @@ class Receipts:
         self._say(f"begin {start} {start + len(payload)} {sha256(payload).hexdigest()}")
 
     def done(self, *, synced: bool) -> None:
-        """Say that it was written; with `synced` after an fsync of the tail, and this is synced too. Raises: OSError."""
+        """Say that it was written; `synced`: after an fsync of the tail, and this is synced too. Raises: OSError."""
         self._say("synced" if synced else "kept")
         if synced:
             os.fsync(self._handle)
