@@ -13,6 +13,7 @@ from typing import Any
 
 from evocluster.cluster.cache import RemoteCache
 from evocluster.cluster.dispatch import Dispatch
+from evocluster.cluster.limits import RemoteKeeper
 from evocluster.cluster.puller import Puller
 from evocluster.cluster.session import unwrapped
 from evocluster.engine.worker import Worker
@@ -87,7 +88,7 @@ class RayRunner:
     def __init__(self, worker: Worker, stack: Stack, cache: RemoteCache | None, layout: Layout) -> None:
         self.dispatch = Dispatch()
         self._worker = worker
-        self._stack = stack
+        self._stack = stack.sharing(RemoteKeeper())
         self._cache = cache
         self._layout = layout
         self._hosts: dict[str, Any] = {}
