@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
@@ -97,6 +98,7 @@ def test_a_measurement_waits_for_its_own_model(purpose: str) -> None:
         assert counts["openings"] == 1
         assert counts["overloaded"] >= 20
         await stack.close()
+        assert pickle.loads(pickle.dumps(stack)).counts() == {}
 
     virtually(scenario())
 

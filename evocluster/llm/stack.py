@@ -110,6 +110,10 @@ class Stack:
         self._leases: list[Leases] = []
         self._of: dict[str, Lease] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was open here stays here."""
+        return {**self.__dict__, "_cached": None, "_leases": [], "_of": {}}
+
     def check(self) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
 
