@@ -238,13 +238,21 @@ class Config(Part):
         return [(("tasks", name) if name else ("task",), task) for name, task in self.every.items()]
 
     def _wrong_models(self) -> list[tuple[Keys, str]]:
-        """Judges, deciding and voting models that are named and not there."""
+        """Judges, deciding and voting models and fallbacks that are named and not there."""
         asked: list[tuple[Keys, Json]] = [
             ((*keys, *inner), name) for keys, task in self._sections() for inner, name in task.models.items()
         ]
         for at, value in enumerate(self.space.values("use_consensus")):
             asked += [(("space", "use_consensus", at), name) for name in (value if isinstance(value, tuple) else ())]
-        return [
+        wrong: list[tuple[Keys, str]] = []
+        for model, settings in self.models.items():
+            for at, name in enumerate(settings.fallbacks):
+                keys = ("models", model, "fallbacks", at)
+                asked.append((keys, name))
+                if name == model or name in settings.fallbacks[:at]:
+                    text = "is the model itself" if name == model else "is named twice"
+                    wrong.append((keys, f"{name!r} {text}; name other models, each once"))
+        return wrong + [
             (keys, unknown("nothing of this name under models", value, self.models))
             for keys, value in asked
             if value not in self.models

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -15,12 +15,12 @@ from leased import leased
 from storm_world import Sky, work
 from virtual_time import virtually
 
-from evocluster.errors import DeadlinePassed, ModelError, Overloaded, RateLimited, Refused, Unreachable
+from evocluster.errors import DeadlinePassed, EvoclusterError, ModelError, Overloaded, RateLimited, Refused, Unreachable
 from evocluster.llm.client import Reply, Request, usage
 from evocluster.llm.hedge import KNOWN, Hedge
-from evocluster.llm.leases import RENEW_S
+from evocluster.llm.leases import RENEW_S, OwnKeeper
 from evocluster.llm.limits import BASE_S, CAP_S, Limited
-from evocluster.llm.quota import Terms
+from evocluster.llm.quota import LEASE_S, Ask, Grant, Terms
 
 
 def reply(text: str = "ok", seconds: float = 0.25) -> Reply:
@@ -224,6 +224,59 @@ def test_never_more_in_flight_and_every_call_ends(
         assert llm.under_way == 0
         assert llm.calls == model.attempts <= 20 + len(fates)
         assert all(isinstance(outcome, Reply | ModelError) for outcome in outcomes)
+
+    virtually(scenario())
+
+
+class Wavering:
+    """A keeper that does not answer, or is broken, when told so."""
+
+    def __init__(self) -> None:
+        self.own = OwnKeeper()
+        self.trouble: Exception | None = None
+
+    async def renew(self, holder: str, asks: Mapping[str, Ask]) -> dict[str, Grant]:
+        if self.trouble is not None:
+            raise self.trouble
+        return await self.own.renew(holder, asks)
+
+    async def leave(self, holder: str) -> None:
+        await self.own.leave(holder)
+
+
+def test_without_the_keeper_calls_go_on_until_the_lease_runs_out_and_again_when_it_is_back() -> None:
+    async def scenario() -> None:
+        keeper, llm = Wavering(), Flaky(work=lambda: 0.1)
+        async with leased(Terms(max_concurrency=4), keeper) as lease:
+            model = Limited(llm, lease, 60, 4, np.random.default_rng(1))
+            await asyncio.gather(*(model(chat(str(n))) for n in range(8)))
+            keeper.trouble = EvoclusterError("not there")
+            began = asyncio.get_running_loop().time()
+            await asyncio.gather(*(model(chat(str(n))) for n in range(40)))
+            assert asyncio.get_running_loop().time() - began < 2
+            await asyncio.sleep(LEASE_S)
+            waiting = asyncio.ensure_future(model(chat("later")))
+            await asyncio.sleep(10)
+            assert not waiting.done()
+            keeper.trouble = None
+            assert (await waiting).text == "ok"
+            assert llm.peak <= 4
+
+    virtually(scenario())
+
+
+def test_a_broken_keeper_fails_the_calls_instead_of_holding_them_for_ever() -> None:
+    async def scenario() -> None:
+        keeper, llm = Wavering(), Flaky(work=lambda: 5.0)
+        async with leased(Terms(max_concurrency=1), keeper) as lease:
+            model = Limited(llm, lease, 60, 4, np.random.default_rng(1))
+            begun = [asyncio.ensure_future(model(chat(text))) for text in "ab"]
+            await asyncio.sleep(1)
+            keeper.trouble = RuntimeError("bug")
+            said = await asyncio.gather(*begun, return_exceptions=True)
+            assert [type(one) for one in said] == [Reply, RuntimeError]
+            with pytest.raises(RuntimeError, match="bug"):
+                await model(chat("c"))
 
     virtually(scenario())
 

@@ -16,6 +16,7 @@ from evocluster.cluster import nodes
 from evocluster.cluster.cache import RemoteCache
 from evocluster.cluster.demand import Demand, ask_ray, wanted
 from evocluster.cluster.dispatch import Dispatch, Orders, Report
+from evocluster.cluster.limits import RemoteKeeper
 from evocluster.cluster.nodes import Node, NodeHost, placed
 from evocluster.cluster.puller import Puller, SourceGone
 from evocluster.cluster.seats import Layout, Patience, arrange, shares
@@ -77,7 +78,7 @@ class RayRunner:
         """`epoch` tells the workers of one population actor from those of the one before it."""
         self.dispatch = Dispatch()
         self._worker = worker
-        self._stack = stack
+        self._stack = stack.sharing(RemoteKeeper())
         self._cache = cache
         self._layout = layout
         self._epoch = epoch

@@ -134,6 +134,7 @@ class Lease:
         self._proven = False
         self._shut_since: float | None = None
         self._cut_at = -math.inf
+        self._broken: Exception | None = None
 
     @property
     def open(self) -> bool:
@@ -153,6 +154,8 @@ class Lease:
         Raises: errors.Overloaded: the endpoint has answered nobody for `patience_s`, or it is shut and `leave` says
         that another one will do. errors.RateLimited: it asks for more patience than that.
         """
+        if self._broken is not None:
+            raise self._broken
         wait = _Wait(asyncio.get_running_loop().create_future(), tokens, patience_s, leave, _now())
         queue = self._again if again else self._fresh
         queue.append(wait)
@@ -234,6 +237,13 @@ class Lease:
         self._unspent = self._sent = self._reserved = 0
         self._asked_at = _now()
         return ask
+
+    def fail(self, failure: Exception) -> None:
+        """It will never be renewed again: nobody may wait for that."""
+        self._broken = failure
+        for wait in (*self._again, *self._fresh):
+            if not wait.turn.done():
+                wait.turn.set_exception(failure)
 
     def take_back(self, ask: Ask) -> None:
         """An ask that nobody heard: what it said is said again."""
@@ -447,8 +457,12 @@ class Leases:
             except TimeoutError:
                 pass
             self._urgent.clear()
-            if self.leases:
+            try:
                 await self.renew()
+            except Exception as failure:  # handed to the calls, which would wait without end
+                for lease in self.leases.values():
+                    lease.fail(failure)
+                return
 
 
 def _now() -> float:

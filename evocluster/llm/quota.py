@@ -12,10 +12,10 @@ Pure: the clock is an argument, nothing is awaited. Shares are max-min fair ("Da
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Literal
 
 from evocluster.llm.health import Health, Seen
 from evocluster.telemetry import log
@@ -96,37 +96,60 @@ class Grant:
 
 
 class Bucket:
-    """A token bucket: never more than `per_minute` in any minute, given that what is taken is used within CREDIT_S.
+    """A token bucket that is dealt: never more than `per_minute` in any minute, given that it is used within CREDIT_S.
 
-    A piece larger than its burst widens it, and slows it so that the minute still holds.
+    What flows in is shared out equally among those who want some, so that nobody gains by asking at the right moment;
+    where no share is a whole piece yet, who has the largest may take one ahead. A piece larger than the burst widens
+    the bucket, and slows it so that the minute still holds.
     """
 
-    def __init__(self, per_minute: int, now: float, piece: int = 1, whole: bool = True) -> None:
+    def __init__(self, per_minute: int, now: float, whole: bool = True) -> None:
         """`whole`: pieces of one, counted; a minute then ends just before the piece that would begin the next."""
         self._per_minute = per_minute
         self._extra = 1 if whole else 0
-        self.level = 0.0
         self._filled_at = now
-        self._size(piece)
-        self.level = self.capacity
+        self._shares: dict[str, float] = {}
+        self._size(1)
+        self._level = self._capacity
 
-    def _size(self, piece: int) -> None:
-        self._piece = piece
-        self.capacity = piece + BURST_S * self._per_minute / 60
-        # A piece that hardly fits into a minute goes out all the same: it could never be asked otherwise.
-        least = self._per_minute * 0.5 if not self._extra else 1.0
-        self.rate = max(least, self._per_minute + self._extra - self.capacity) / (60 + CREDIT_S)
-
-    def fill(self, now: float, piece: int = 1) -> None:
-        """Add what time has brought."""
-        self.level = min(self.capacity, self.level + self.rate * max(0.0, now - self._filled_at))
-        self._filled_at = now
-        if piece > self._piece:
-            self._size(piece)
+    def deal(self, name: str, wants: Mapping[str, tuple[int, int]], now: float) -> int:
+        """What `name` gets. `wants`: everybody's (amount, smallest piece that is of use)."""
+        wanting = {one: piece for one, (want, piece) in wants.items() if want}
+        self._fill(now, wanting)
+        if name not in wanting or self._level < 1:
+            return 0
+        (want, piece), share = wants[name], self._shares[name]
+        common = max(0.0, self._level - sum(self._shares.values()))
+        granted = min(want, int(min(self._level, share + common / len(wanting))))
+        if granted < piece:
+            first = self._level >= piece and share >= max(self._shares.values())
+            granted = piece if first else 0
+        self._level -= granted
+        self._shares[name] = share - max(0.0, granted - min(common, max(0.0, granted - max(0.0, share))))
+        return granted
 
     def back(self, amount: float) -> None:
         """Take back what was not used; a negative amount is a debt."""
-        self.level = min(self.capacity, self.level + amount)
+        self._level = min(self._most, self._level + amount)
+
+    def _fill(self, now: float, wanting: Mapping[str, int]) -> None:
+        gained = max(0.0, min(self._capacity - self._level, self._rate * max(0.0, now - self._filled_at)))
+        self._filled_at = now
+        self._level += gained
+        each = gained / max(1, len(wanting))
+        self._shares = {name: self._shares.get(name, 0.0) + each for name in wanting}
+        largest = max(wanting.values(), default=1)
+        if largest > self._piece:
+            self._size(largest)
+
+    def _size(self, piece: int) -> None:
+        self._piece = piece
+        self._capacity = piece + BURST_S * self._per_minute / 60
+        # What comes back is reserved too much, mostly, by calls of the last moments: room for it beside the burst.
+        self._most = self._capacity if self._extra else 2 * self._capacity
+        # A piece that hardly fits into a minute goes out all the same: it could never be asked otherwise.
+        least = 1.0 if self._extra else self._per_minute * 0.5
+        self._rate = max(least, self._per_minute + self._extra - self._most) / (60 + CREDIT_S)
 
 
 @dataclass
@@ -135,8 +158,6 @@ class _Holder:
     ask: Ask
     bound: int = 0
     """Calls it may have in flight: those it was granted, or those that are there all the same."""
-    served: dict[str, float] = field(default_factory=dict)
-    """When it last got requests and tokens."""
 
 
 class Endpoint:
@@ -167,8 +188,8 @@ class Endpoint:
         asking = not self.health.open or bool(probes)
         return Grant(
             slots=slots,
-            requests=self._deal("requests", self._requests, holder, now, asking),
-            tokens=self._deal("tokens", self._tokens, holder, now, asking),
+            requests=self._deal("requests", holder, now, asking),
+            tokens=self._deal("tokens", holder, now, asking),
             retries=self.health.retries(ask.retries, now),
             probes=probes,
             open=self.health.open,
@@ -212,32 +233,16 @@ class Endpoint:
         me.bound = max(granted, me.ask.offer, me.ask.in_flight)
         return granted
 
-    def _deal(self, what: str, bucket: Bucket | None, holder: str, now: float, asking: bool) -> int | None:
-        """What a holder gets out of a bucket: its fair portion, in whole pieces, the odd one in turn."""
+    def _deal(self, what: Literal["requests", "tokens"], holder: str, now: float, asking: bool) -> int | None:
+        """What a holder gets out of a bucket."""
+        bucket = self._requests if what == "requests" else self._tokens
         if bucket is None:
             return None
-        wants = {name: _wants(one.ask, what) for name, one in self._holders.items()}
-        bucket.fill(now, max((piece for want, piece in wants.values() if want), default=1))
         ask = self._holders[holder].ask
         bucket.back(ask.unused if what == "requests" else ask.unspent)
-        want, piece = wants[holder]
-        if not want or not asking or bucket.level < 1:
+        if not asking:
             return 0
-        order = sorted((name for name, one in wants.items() if one[0]), key=lambda name: self._served(name, what))
-        first = order[0]
-        level = bucket.level
-        if first != holder and wants[first][1] > portions(int(level), {n: wants[n][0] for n in order})[first]:
-            level -= wants[first][1]
-        mine = portions(int(max(0.0, level)), {name: wants[name][0] for name in order})[holder]
-        if mine < piece:
-            mine = piece if first == holder and level >= piece else 0
-        if mine:
-            self._holders[holder].served[what] = now
-            bucket.level -= mine
-        return mine
-
-    def _served(self, name: str, what: str) -> tuple[float, str]:
-        return self._holders[name].served.get(what, -math.inf), name
+        return bucket.deal(holder, {name: _wants(one.ask, what) for name, one in self._holders.items()}, now)
 
 
 class Keeper:
@@ -275,7 +280,7 @@ def portions(total: int, wants: Mapping[str, int]) -> dict[str, int]:
     return dealt
 
 
-def _wants(ask: Ask, what: str) -> tuple[int, int]:
+def _wants(ask: Ask, what: Literal["requests", "tokens"]) -> tuple[int, int]:
     """How much a holder wants, and the smallest piece that is of use to it."""
     return (ask.requests, 1) if what == "requests" else (ask.tokens, min(ask.tokens, ask.piece))
 

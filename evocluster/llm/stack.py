@@ -149,6 +149,10 @@ class Stack:
         self._of: dict[str, Lease] = {}
         self._gate: Gate | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was open here stays here."""
+        return {**self.__dict__, "_cached": None, "_leases": [], "_of": {}, "_gate": None}
+
     def check(self, here: bool = True) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
 
