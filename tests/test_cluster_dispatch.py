@@ -223,7 +223,8 @@ async def test_who_kills_is_found_alone_and_the_others_go_free() -> None:
     dispatch.lost("calm", preempted=True)
     for death in range(CROWD):
         assert await die(dispatch, clock, f"crowd{death}") == [0, 1, 2, 3, 4, 5]
-    alone, deaths = [], 0
+    alone: list[tuple[int, str | None]] = []
+    deaths = 0
     while 0 not in [number for number, error in alone if error]:
         held = await dispatch.pull(f"w{deaths}", 100, wait_s=0) or []
         assert len(held) == 1, "a suspect has no company"

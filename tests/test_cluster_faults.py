@@ -61,7 +61,7 @@ class Sitting:
                 try:
                     if f"ray::{kind}" in " ".join(process.cmdline()[:1]):
                         os.kill(process.pid, signal.SIGKILL)
-                        return process.pid
+                        return int(process.pid)
                 except (psutil.Error, ProcessLookupError):
                     continue
             time.sleep(0.05)
@@ -182,17 +182,18 @@ def grown() -> Iterator[Any]:
         try:
             yield cluster
         finally:
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def drain(cluster: Any, node: Any) -> None:
     """Tell the cluster that this node is to go in half a minute, as an autoscaler does before it takes a spot node."""
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    import ray._raylet as raylet
+    from ray.core.generated import autoscaler_pb2 as autoscaler
 
-    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reason = autoscaler.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     until_ms = int((time.time() + 30) * 1000)
-    accepted, why = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "test", until_ms)
+    gcs: Any = raylet.GcsClient(address=cluster.address)  # type: ignore[attr-defined]
+    accepted, why = gcs.drain_node(node.node_id, reason, "test", until_ms)
     assert accepted, why
 
 
@@ -227,11 +228,12 @@ def test_nodes_come_and_go(tmp_path: Path, url: str, calm: Path, go: Callable[[A
 
 def owners(cluster: Any, until: Callable[[dict[str, str]], bool]) -> dict[str, str]:
     """The pullers that are alive, actor id -> node id, once they are as wished, or after half a minute."""
+    import ray._raylet as raylet
     from ray._private.state import GlobalState
-    from ray._raylet import GcsClientOptions
 
-    state = GlobalState()
-    state._initialize_global_state(GcsClientOptions.create(cluster.address, None, True, True))
+    state = GlobalState()  # type: ignore[no-untyped-call]
+    options: Any = raylet.GcsClientOptions  # type: ignore[attr-defined]
+    state._initialize_global_state(options.create(cluster.address, None, True, True))
     deadline = time.monotonic() + 30
     found: dict[str, str] = {}
     while time.monotonic() < deadline:

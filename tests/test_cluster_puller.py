@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from evocluster.cluster.dispatch import Dispatch, Orders, Report
 from evocluster.cluster.puller import EARLY, Puller, SourceGone
 from evocluster.errors import Refused
@@ -184,12 +186,8 @@ async def test_a_source_that_is_gone_ends_it_quietly_and_a_fatal_failure_is_hand
     await settle()
     hands.end(0)
     await settle()
-    try:
+    with pytest.raises(Refused, match="no such key"):
         await asyncio.wait_for(line.dispatch.next(), 1)
-    except Refused as failure:
-        assert str(failure) == "no such key"
-    else:
-        raise AssertionError("the failure did not arrive")
     line.dispatch.close()
     await asyncio.wait_for(working, 3)
 

@@ -44,7 +44,7 @@ def places(cores: Mapping[str, int], layout: Layout) -> list[str]:
 
 
 def arrange(cores: Mapping[str, int], layout: Layout, seats: Mapping[str, str]) -> Change:
-    """How the seats (name -> node) change so that they fit the nodes there are now; who has many is the first to get."""
+    """How the seats (name -> node) change so that they fit the nodes there are now; the fullest come first."""
     taken = Counter(seats.values())
     ordered = {node: cores[node] for node in sorted(cores, key=lambda node: (-taken[node], node))}
     missing = Counter(places(ordered, layout))
