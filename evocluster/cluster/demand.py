@@ -52,9 +52,10 @@ class Demand:
 def ask_ray(cpus: int) -> None:
     """Have Ray's autoscaler keep this many CPUs; 0: as it likes. A cluster that cannot be asked is logged."""
     import ray
-    from ray.autoscaler.sdk import request_resources
 
     try:
+        from ray.autoscaler.sdk import request_resources
+
         request_resources(num_cpus=cpus)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as failure:
+    except (ImportError, ConnectionError, RuntimeError, ray.exceptions.RayError) as failure:
         log.warning("the autoscaler was not asked for %d CPUs: %s", cpus, failure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,14 @@ class Node:
 def look() -> dict[str, Node]:
     """The nodes that are alive, by id. About a millisecond."""
     import ray
-    from ray._private.state import state
 
-    # Ray has no public name for it: `ray.nodes()` leaves draining out, `ray drain-node` is hidden.
-    draining = state.get_draining_nodes()
+    draining = _draining()
     return {
         node["NodeID"]: Node(
             node["NodeID"],
             int(node["Resources"].get("CPU", 1)),
-            node["NodeManagerAddress"],
-            node["NodeManagerPort"],
+            node.get("NodeManagerAddress", ""),
+            node.get("NodeManagerPort", 0),
             node["NodeID"] in draining,
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -45,8 +43,23 @@ def look() -> dict[str, Node]:
     }
 
 
+def _draining() -> Collection[str]:
+    """Ids of the nodes that Ray is draining. It has no public name for it: `ray.nodes()` does not tell."""
+    try:
+        from ray._private.state import state
+    except ImportError:
+        return ()
+    found: dict[str, int] = state.get_draining_nodes()
+    return found
+
+
 async def reachable(node: Node) -> bool:
-    """Whether the node's raylet takes connections: known within REACH_S, where Ray's own check takes 12 s."""
+    """Whether the node's raylet takes connections: known within REACH_S, where Ray's own check takes 12 s.
+
+    A node that does not say where it listens is believed.
+    """
+    if not node.port:
+        return True
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(node.address, node.port), REACH_S)
     except (OSError, TimeoutError):

@@ -135,7 +135,7 @@ class RayRunner:
 
     async def _look(self) -> None:
         """See which nodes are there; open the new ones, forget the dead."""
-        self._nodes = await asyncio.to_thread(nodes.look)
+        self._nodes = nodes.look()
         for node in [node for node in self._urls if node not in self._nodes]:
             log.warning("node %s is gone", node)
             del self._urls[node]

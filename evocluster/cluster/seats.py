@@ -44,9 +44,9 @@ def places(cores: Mapping[str, int], layout: Layout) -> list[str]:
 
 
 def arrange(cores: Mapping[str, int], layout: Layout, seats: Mapping[str, str]) -> Change:
-    """How the seats (name -> node) change so that they fit the nodes there are now; nodes with seats come first."""
-    taken = set(seats.values())
-    ordered = {node: cores[node] for node in sorted(cores, key=lambda node: (node not in taken, node))}
+    """How the seats (name -> node) change so that they fit the nodes there are now; the fullest come first."""
+    taken = Counter(seats.values())
+    ordered = {node: cores[node] for node in sorted(cores, key=lambda node: (-taken[node], node))}
     missing = Counter(places(ordered, layout))
     leave = []
     for name, node in seats.items():
