@@ -166,9 +166,17 @@ def own_code() -> bytes:
         if file.is_file() and "__pycache__" not in file.parts
     }
     said = ["Metadata-Version: 2.1", "Name: evocluster", f"Version: {__version__}"]
-    said += [f"Requires-Dist: {each}" for each in metadata.requires("evocluster") or () if "extra ==" not in each]
+    said += [f"Requires-Dist: {each}" for each in _required() if "extra ==" not in each]
     contents[f"evocluster-{__version__}.dist-info/METADATA"] = ("\n".join(said) + "\n").encode()
     return zipped(contents)
+
+
+def _required() -> list[str]:
+    """What this evocluster says it needs; nothing where it is not installed but only on the path."""
+    try:
+        return metadata.requires("evocluster") or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def megabytes(count: int) -> str:

@@ -258,6 +258,7 @@ def test_this_environment_lacks_nothing() -> None:
     assert arrival.lacking() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_end_lets_a_run_save_what_is_in_flight(sent: signal.Signals, tmp_path: Path) -> None:
     fake = {**settings()["models"]["fake"], "latency_s": 0.1, "time_scale": 1.0, "sigma": 0.1}

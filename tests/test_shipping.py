@@ -16,7 +16,8 @@ from small import settings, small_config, write_config
 from evocluster import __version__, build, shipping
 from evocluster import config as configs
 from evocluster.config import SHIPPED
-from evocluster.errors import ConfigError
+from evocluster.errors import ConfigError, RunDamaged
+from evocluster.report.result import Result
 from evocluster.shipping import CONFIG, Shipment, collect, own_code
 
 MOST = 2**20
@@ -202,6 +203,26 @@ def test_a_shipped_config_is_moved_and_nothing_else_in_it_changes(tmp_path: Path
     assert configs.moved(away, tmp_path / "two" / SHIPPED) != away
     plain = small_config(tmp_path / "plain")
     assert configs.moved(plain, tmp_path / "two") == plain
+
+
+def test_a_shipped_run_goes_on_from_another_place_and_only_with_the_same_files(tmp_path: Path) -> None:
+    config = with_code(tmp_path / "here", cache={"path": None})
+    first = configs.load(unpacked(collect(config), tmp_path / "one"), ["engine.runner=local"])
+    asked = iter([False])
+    build.run(build.plan(first), tmp_path / "run", interrupted=lambda: next(asked, True))
+    assert Result(tmp_path / "run").status == "interrupted"
+    (tmp_path / "one").rename(tmp_path / "two")
+    with pytest.raises(ConfigError, match="one/"):
+        build.resume(tmp_path / "run", "local")
+    words = tmp_path / "two" / SHIPPED / "evals.py"
+    before = words.read_text()
+    words.write_text(f"{before}\n")
+    with pytest.raises(RunDamaged, match=r"code 'evals\.py:short' changed"):
+        build.resume(tmp_path / "run", "local", files=tmp_path / "two" / SHIPPED)
+    words.write_text(before)
+    result = build.resume(tmp_path / "run", "local", files=tmp_path / "two" / SHIPPED)
+    build.run(build.plan(config), tmp_path / "whole")
+    assert result.front == Result(tmp_path / "whole").front
 
 
 def test_own_code_runs_without_an_installed_evocluster(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ class Watched:
     def __init__(self, display: progress.Display) -> None:
         self.display = display
         self.result: dict[str, Any] | None = None
-        self.arrived = False
+        self.folder: str | None = None
+        """Where the run is, once it has arrived."""
         self.before: list[str] = []
         """Lines before the run arrived: Ray's own, or why it could not."""
 
@@ -101,13 +102,13 @@ class Watched:
 
         said = told(line)
         if said is None:
-            if self.arrived:
+            if self.folder is not None and line != f"run folder: {self.folder}":
                 self.display.warn(line)
-            elif line.strip():
+            elif self.folder is None and line.strip():
                 self.before.append(line)
         elif said["evocluster"] == "arrived":
-            self.arrived = True
-            self.display.say(f"run folder on the cluster: {said['folder']}")
+            self.folder = str(said["folder"])
+            self.display.say(f"run folder on the cluster: {self.folder}")
         elif said["evocluster"] == "progress":
             self.display(said["progress"])
         elif said["evocluster"] == "result":
@@ -116,7 +117,7 @@ class Watched:
 
 def _conclude(name: str, job: Job, watched: Watched, address: str, as_json: bool) -> int:
     """Print what became of a job; the exit code."""
-    if not watched.arrived and job.status != "STOPPED":
+    if watched.folder is None and job.status != "STOPPED":
         for line in watched.before:
             watched.display.warn(line)
         if job.exit_code is None:
