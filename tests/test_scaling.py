@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from evocluster.cluster.cases import LEAST_CALLS, PARTS, SHORT, SLOTS, Options, 
 from evocluster.cluster.ideal import greedy
 from evocluster.cluster.scaling import Case, Shape, phases, timing
 from evocluster.cluster.sentry import Used
+from evocluster.cluster.simulated import simulated
 from evocluster.cluster.world import World, write
 from evocluster.engine.ageing import aged, made
 from evocluster.engine.folder import Folder
@@ -145,20 +149,24 @@ def test_the_bottleneck_is_the_first_process_that_fills_a_core() -> None:
     slow = row(in_flight=50)
     full = row(in_flight=200, busiest={"ray::Population": 0.97, "ray::Puller": 0.5})
     fuller = row(in_flight=500, busiest={"ray::Population": 1.0, "ray::Puller": 0.99})
-    (said,) = bottleneck([fuller, slow, full])
+    (said,) = bottleneck([fuller, slow, full], 2)
     assert "at 200 in flight" in said
     assert "the population process fills 97% of a core" in said
-    (said,) = bottleneck([slow, row(in_flight=200, machine=spread(0.95))])
+    busy = row(in_flight=200, machine=spread(0.95), evaluations_per_s=spread(4))
+    (said,) = bottleneck([slow, busy], 2)
     assert "at 200 in flight" in said
     assert "the machine itself is full" in said
-    (said,) = bottleneck([slow])
+    assert "other work" not in said
+    (said,) = bottleneck([slow, busy], 16)
+    assert "other work: repeat it on a quiet machine" in said
+    (said,) = bottleneck([slow], 2)
     assert "No bottleneck up to 50 in flight" in said
     assert "workers, uses 18% of a core" in said
     assert "at about 5 evaluations/s" in said
 
 
 def test_an_endpoint_that_is_late_is_told() -> None:
-    (said,) = bottleneck([row(busiest={"endpoint": 0.95}, late_ms=spread(400))])
+    (said,) = bottleneck([row(busiest={"endpoint": 0.95}, late_ms=spread(400))], 2)
     assert "the endpoint process fills 95%" in said
     assert "answered 400 ms late" in said
 
@@ -247,7 +255,7 @@ def test_made_up_trials_are_the_same_for_the_same_seed(plan: build.Plan) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_tiny_benchmark_on_simulated_nodes(tmp_path: Path) -> None:
     words = [
         "bench",
@@ -263,8 +271,8 @@ def test_a_tiny_benchmark_on_simulated_nodes(tmp_path: Path) -> None:
         "--history",
         "200,400",
     ]
-    latencies = ["--latency", "fixed:0.1", "--latency", "lognormal:0.1:0.4"]
-    result = CliRunner().invoke(app, [*words, *latencies, "--out", str(tmp_path / "out"), "--json"])
+    latency = ["--latency", "lognormal:0.1:0.4"]
+    result = CliRunner().invoke(app, [*words, *latency, "--out", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["format"] == scaling.FORMAT
@@ -290,7 +298,41 @@ def test_a_tiny_benchmark_on_simulated_nodes(tmp_path: Path) -> None:
             assert one["cpu_ms"][name] > 0, name
         assert 10 < one["node_mb"]["median"] <= one["head_mb"]["median"]
     assert [one["evaluations"] >= size for one, size in zip(found["history"], (200, 400), strict=True)] == [True, True]
-    assert len(found["findings"]) >= 7
+    assert len(found["findings"]) == 6
+
+
+ELSEWHERE = """
+import sys, time, ray
+from evocluster.cluster.sentry import RemoteSentry, Sentry, posted, serving
+with posted(sys.argv[1]) as (posts, nodes):
+    assert (len(posts), nodes) == (1, 1), (posts, nodes)
+    there = RemoteSentry(ray.remote(Sentry).options(num_cpus=0).remote(sys.argv[1]))
+    port = there.serve("fixed:0", 1, ("ok",), 0)
+    there.watch(None)
+    start = time.time()
+    time.sleep(2)
+    used = there.used(start, time.time())
+    names = {name for name, _ in used.cpu}
+    assert "raylet" in names and not {"ray::Sentry", "loopback.py"} & names, used
+    assert 0 <= used.machine <= 1 and sum(used.node_mb.values()) > 10, used
+    assert there.seen()["count"] == 0
+    there.leave()
+    try:
+        serving([*posts, there], "fixed:0", 1, ("ok",))  # one machine has every port once
+    except RuntimeError as failure:
+        print(failure)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cluster_that_is_there_has_a_sentry_on_every_machine() -> None:
+    with simulated(1) as site:
+        ours = {**os.environ, **site.environment}
+        command = [sys.executable, "-c", ELSEWHERE, site.address]
+        said = subprocess.run(command, env=ours, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "where its port was expected" in said.stdout
 
 
 def test_listing_processes_finds_nothing_of_a_cluster_that_is_not_there() -> None:

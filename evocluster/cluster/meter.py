@@ -74,7 +74,7 @@ class Meter:
             min(self._machine, key=lambda sample: abs(sample[0] - moment), default=(0.0, 0.0, 0.0))
             for moment in (start_s, end_s)
         )
-        return (after[1] - before[1]) / (after[2] - before[2]) if after[2] > before[2] else 0.0
+        return min(1.0, (after[1] - before[1]) / (after[2] - before[2])) if after[2] > before[2] else 0.0
 
     def _at(self, moment: float) -> dict[int, float]:
         """The sample nearest to a moment; processes that ended by then keep their last figure."""

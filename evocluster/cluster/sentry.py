@@ -18,6 +18,9 @@ from evocluster.cluster.session import session
 PORTS = 5
 """Ports tried before it is given up that one is free on all machines."""
 
+OWN = ("ray::Sentry", "loopback.py")
+"""Processes of the benchmark itself, where they are among those of the cluster."""
+
 
 class Used(NamedTuple):
     """What the processes of a machine used."""
@@ -84,7 +87,8 @@ class Sentry:
         offset = time.time() - time.monotonic()
         assert self._meter is not None
         moments = start_s - offset, end_s - offset
-        return Used(self._meter.processes(*moments), dict(self._meter.node_mb), self._meter.machine(*moments))
+        cpu = [one for one in self._meter.processes(*moments) if one[0] not in OWN]
+        return Used(cpu, dict(self._meter.node_mb), self._meter.machine(*moments))
 
     def leave(self) -> None:
         """See Post."""

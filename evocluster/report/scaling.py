@@ -179,7 +179,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     said = [_machine(found["machine"], rows)]
     for part in ("strong", "weak"):
         said += _scaling(part, [row for row in rows if row["part"] == part])
-    said += bottleneck([row for row in rows if row["part"] == "in-flight"])
+    said += bottleneck([row for row in rows if row["part"] == "in-flight"], found["machine"]["cores"])
     said += growth(found["history"])
     said += _steady([row for row in rows if row["part"] == "steady"])
     return said
@@ -225,7 +225,7 @@ def _scaling(part: str, rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def bottleneck(rows: Sequence[Row]) -> list[str]:
+def bottleneck(rows: Sequence[Row], cores: int) -> list[str]:
     """Which process fills a core first as more is in flight, or what comes nearest to it."""
     if not rows:
         return []
@@ -244,7 +244,9 @@ def bottleneck(rows: Sequence[Row]) -> list[str]:
         if row["machine"]["median"] >= BUSY:
             full = f"{row['machine']['median']:.0%} of its cores"
             text = f"The first bottleneck: at {at} the machine itself is full ({full})"
-            return [f"{text}; the busiest process is the {side} with {share:.0%} of a core.{late}"]
+            ours = sum(row["cpu_ms"].values()) / 1000 * row["evaluations_per_s"]["median"] / cores
+            other = " Most of that was other work: repeat it on a quiet machine." if ours < BUSY / 2 else ""
+            return [f"{text}; the busiest process is the {side} with {share:.0%} of a core.{late}{other}"]
     last = ordered[-1]
     side, share = busiest(last)
     rate = last["evaluations_per_s"]["median"] / share if share else 0.0
