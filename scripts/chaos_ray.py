@@ -28,7 +28,9 @@ SILENT_S = 60.0
 """No request for so long while the driver lives: it hangs."""
 LINGERING_S = 5.0
 """How long what hung on a killed actor may still ask."""
-BYSTANDERS = ("ray::Puller", "ray::IDLE", "ray::NodeHost", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own, which hold nothing and notice the end of their node within about a minute."""
+BYSTANDERS = ("ray::Puller", "ray::IDLE", "ray::NodeHost", *AGENTS)
 """Actors and parts of Ray that keep nothing of a run."""
 STARTS_S = 120.0
 LEFT = (0, 1, 6)
@@ -210,7 +212,7 @@ def ray_driver_killed(terms: Terms) -> Row:
 
 def _orphan(here: Scene) -> None:
     """Kill the driver alone; its cluster must end by itself."""
-    below = here.sitting.tree()
+    below = [process for process in here.sitting.tree() if not title(process).startswith(AGENTS)]
     kill(here.sitting.pid)
     _, left = psutil.wait_procs(below, timeout=30)
     if left:
