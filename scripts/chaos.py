@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ import chaos_ray
 import chaos_soak
 from chaos_judge import Row, complaint, total
 from chaos_local import Terms
+from chaos_world import LIVE
 
 RAY: dict[str, Callable[[Terms], Row]] = {
     "workers": chaos_ray.workers_killed,
@@ -101,8 +104,17 @@ def carry_out(names: Sequence[str], folder: Path, seed: int, short: bool) -> lis
     return [rows[name] for name in names]
 
 
+def leave(number: int, _: object) -> None:
+    """Told to end: no run of ours stays behind."""
+    for sitting in LIVE:
+        sitting.end()
+    os._exit(128 + number)
+
+
 def main() -> int:
     """The command line; its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="the counts of every push")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")

@@ -9,7 +9,7 @@ at the moment of a fault, which answers were acknowledged, because each answer c
                 without any fault in between
     issued again  a request under way at the fault (not stored) that came again: nobody can avoid these, so they
                 are counted apart; those that had not been answered may be no more than the places in flight, and
-                none may have been answered longer ago than results gather on their way to the disk
+                those that had no more than can gather on their way to the disk
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 Entry = tuple[str, float, float]
 """(digest of a request, arrived_s, answered_s or 0)"""
 Key = tuple[Any, ...]
-GATHER_S = 0.5
-"""Answers gather 0.02 s on their way to the disk (llm/cached.py), and a busy machine is late."""
+GATHERED = 2
+"""Answers that gather on their way to the disk (llm/cached.py), for each place in flight: those that came in one
+batch, and those that came while it was written. It holds where calls take as long as that, 0.02 s, and longer.
+"""
 SHOWN = 10
 """Of what is wrong in a row is told in full."""
 UNSTEADY = ("cached_calls", "judge_cached", "paid_usd", "spend")
@@ -123,14 +125,13 @@ def _excess(fault: Fault, again: Sequence[Repeat]) -> list[str]:
     """What is wrong with the requests that were issued again after a kill."""
     if fault.places is None:
         return []
-    answered = [repeat for repeat in again if 0 < repeat.answered_s <= fault.over_s]
-    old = [repeat for repeat in answered if repeat.answered_s < fault.struck_s - GATHER_S]
-    waiting = len(again) - len(answered)
+    answered = sum(0 < repeat.answered_s <= fault.over_s for repeat in again)
+    waiting = len(again) - answered
     wrong = []
     if waiting > fault.places:
         wrong.append(f"{waiting} unanswered calls issued again, at most {fault.places} were in flight")
-    if old:
-        wrong.append(f"{len(old)} answers were older than {GATHER_S} s and still not stored")
+    if answered > GATHERED * fault.places:
+        wrong.append(f"{answered} answers were not stored; {fault.places} calls in flight cannot have gathered so many")
     return wrong
 
 

@@ -28,7 +28,11 @@ SILENT_S = 60.0
 """No request for so long while the driver lives: it hangs."""
 LINGERING_S = 5.0
 """How long what hung on a killed actor may still ask."""
-BYSTANDERS = ("ray::Puller", "ray::IDLE", "ray::NodeHost")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own, which hold nothing and notice the end of their node within about a minute."""
+BYSTANDERS = ("ray::Puller", "ray::IDLE", "ray::NodeHost", *AGENTS)
+"""Actors and parts of Ray that keep nothing of a run."""
+STARTS_S = 120.0
 LEFT = (0, 1, 6)
 """What a driver whose actor died may leave with: it went on, or says to resume, or that the store was taken."""
 
@@ -167,11 +171,11 @@ def actors_killed(terms: Terms) -> Row:
 
 def _actor(here: Scene, hit: Counter[str], came: Counter[str]) -> bool:
     """One actor killed, and what came of it awaited; False when the run was over before."""
-    if not here.moving(here.stage.random.uniform(1.0, 2.0)):
+    ends = time.monotonic() + STARTS_S
+    while not here.sitting.actors("Puller") and here.sitting.over() is None and time.monotonic() < ends:
+        time.sleep(0.2)
+    if not here.moving(here.stage.random.uniform(0.5, 1.5)) or not (found := keepers(here.sitting)):
         return False
-    found = keepers(here.sitting)
-    if not found:
-        return here.moving(1.0) and _actor(here, hit, came)
     kind = min(sorted(found), key=hit.__getitem__)
     here.strike(lambda: _gone(found[kind]), LINGERING_S)
     hit[kind] += 1
@@ -187,7 +191,6 @@ def _actor(here: Scene, hit: Counter[str], came: Counter[str]) -> bool:
     if code == 0:
         return True
     here.again()
-    grown(here.out, 1, here.sitting)
     return True
 
 
@@ -209,7 +212,7 @@ def ray_driver_killed(terms: Terms) -> Row:
 
 def _orphan(here: Scene) -> None:
     """Kill the driver alone; its cluster must end by itself."""
-    below = here.sitting.tree()
+    below = [process for process in here.sitting.tree() if not title(process).startswith(AGENTS)]
     kill(here.sitting.pid)
     _, left = psutil.wait_procs(below, timeout=30)
     if left:

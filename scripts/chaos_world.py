@@ -108,6 +108,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+LIVE: set[Sitting] = set()
+"""Those that may not be over: whoever ends early ends them first."""
+
+
 class Sitting:
     """One `evocluster run` or `resume` in a process of its own, its output in a file."""
 
@@ -122,6 +126,7 @@ class Sitting:
                 env={**environment(), **(env or {})},
             )
         self.pid = self._process.pid
+        LIVE.add(self)
         self.started_s = time.monotonic()
 
     def over(self) -> int | None:
@@ -285,7 +290,7 @@ class Stage:
 
 
 @contextmanager
-def staged(world: World, folder: Path, seed: int, latency: str = "fixed:0.004") -> Iterator[Stage]:
+def staged(world: World, folder: Path, seed: int, latency: str = "fixed:0.02") -> Iterator[Stage]:
     """A world on its stage: endpoint up, the undisturbed run done in this machine's own process."""
     with keeping(Latency.parse(latency), seed) as url, keeping(Latency.parse("fixed:0.002"), seed) as quick:
         stage = Stage(world, folder, url, random.Random(seed))
