@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from evocluster.tasks.grading import Grader
 from evocluster.tasks.handover import handed_over
 from evocluster.tasks.similar import deal, near
 from evocluster.tasks.suite import Suite, marked, one_of, task_of
+from evocluster.telemetry import Run as Told
+from evocluster.telemetry import log, tell, telling
 from evocluster.trust import admit, files, specs
 
 Show = Callable[[dict[str, Any]], None]
@@ -77,10 +80,10 @@ class Plan:
     allowed: bool = False
     """Its code or calls were trusted because `allow_code` said so."""
 
-    def worker(self) -> Worker:
-        """The hands, for this many evaluations at once."""
+    def worker(self, told: Told = Told()) -> Worker:  # noqa: B008 - frozen
+        """The hands, for this many evaluations at once; `told`: what they know of the run."""
         operators = portfolio(self.config.search, self.space)
-        return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight)
+        return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight, told)
 
     def at_once(self) -> int:
         """How many evaluations can be under way, as far as the config tells."""
@@ -208,9 +211,9 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
-def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
+def engine(plan: Plan, path: Path, fresh: bool, runner: Runner, told: Told = Told()) -> Engine:  # noqa: B008 - frozen
     """The engine of a run folder. Raises: errors.RunExists, errors.RunDamaged, errors.StoreError."""
-    optimizer, facts = plan.optimizer(), plan.facts()
+    optimizer, facts = plan.optimizer(), {**plan.facts(), "run_id": told.id}
     folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
     try:
         if not fresh and (path / "run.json").exists():
@@ -219,6 +222,7 @@ def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
     except BaseException:
         folder.close()
         raise
+    tell(told)
     facts.setdefault("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
@@ -315,12 +319,20 @@ def optimize(
 
 def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
-    make = partial(engine, plan, path, fresh)
-    status = carry_out(make, plan.worker(), plan.stack, plan.config, show=show, interrupted=interrupted)
+    told = Told(_run_id(path), str(path / "log.jsonl"), log.getEffectiveLevel())
+    make = partial(engine, plan, path, fresh, told=told)
+    with telling(told):
+        status = carry_out(make, plan.worker(told), plan.stack, plan.config, show=show, interrupted=interrupted)
     result = Result(path)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)
     return result
+
+
+def _run_id(path: Path) -> str:
+    """As run.json says; a new one for a new run."""
+    known = Result(path).run.get("run_id") if (path / "run.json").exists() else None
+    return str(known or secrets.token_hex(8))
 
 
 def embedded_models() -> list[tuple[str, str, Path | None]]:

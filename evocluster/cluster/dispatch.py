@@ -107,6 +107,11 @@ class Dispatch:
             self._work.set()
         return len(leases)
 
+    @property
+    def queued(self) -> int:
+        """Proposals that wait for a worker."""
+        return len(self._queue)
+
     async def next(self) -> Trial:
         """The next finished trial. Raises: what `fail` was given."""
         outcome = await self._done.get()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evocluster.cluster import cache as caches
+from evocluster.cluster.metrics import Gauges, beating, state
 from evocluster.cluster.runner import Layout, RayRunner
 from evocluster.cluster.session import session, settle
 from evocluster.engine.engine import Engine
@@ -39,7 +40,11 @@ class Population:
             self._engine.interrupt()
         self._engine.replay()
         settle()
-        return await self._engine.run()
+        beat = beating(Gauges(self._engine.run_id, lambda: state(self.told(), self._runner.dispatch.queued)))
+        try:
+            return await self._engine.run()
+        finally:
+            beat.cancel()
 
     async def pull(self, worker: str, room: int, ahead: int) -> list[Proposal] | None:
         """See cluster.puller.Source."""
@@ -61,6 +66,10 @@ class Population:
 
     async def progress(self) -> dict[str, Any]:
         """See engine.Engine.progress; empty before the engine stands."""
+        return self.told()
+
+    def told(self) -> dict[str, Any]:
+        """The same, in the actor."""
         return self._engine.progress() if self._engine is not None else {}
 
 

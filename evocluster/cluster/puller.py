@@ -10,11 +10,13 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
+from evocluster.cluster.metrics import Counters, beating
 from evocluster.cluster.session import settle
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError
 from evocluster.llm.client import Cache
 from evocluster.records import Proposal, Trial
+from evocluster.telemetry import mark
 
 
 class Source(Protocol):
@@ -43,6 +45,8 @@ class Puller:
 
     async def run(self) -> None:
         """Open, pull until over, close. A fatal error of the worker is handed to the source and ends this puller."""
+        mark(worker=self._name)
+        beat = beating(Counters(self._worker.told.id))
         try:
             await self._worker.open(self._cache)
             settle()
@@ -54,6 +58,7 @@ class Puller:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
             await self._worker.close()
+            beat.cancel()
 
     async def _pull(self) -> None:
         slots, more = self._worker.slots, True

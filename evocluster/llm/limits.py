@@ -17,7 +17,7 @@ from pydantic import Field
 from evocluster.errors import DeadlinePassed, ModelError
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.parts import Part
-from evocluster.telemetry import log
+from evocluster.telemetry import counts, log
 
 BASE_S = 0.5
 CAP_S = 20.0
@@ -91,6 +91,7 @@ class Limited:
                     raise
                 log.debug("%s from model %r: again in %.2f s", type(error).__name__, request.model, pause)
             attempt += 1
+            counts["retries"] += 1
             await self._sleep(pause)
 
     def _pause(self, error: ModelError, attempt: int) -> float:

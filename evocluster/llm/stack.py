@@ -24,6 +24,7 @@ from evocluster.llm.client import LLM, Abilities, Cache, Model, Reply, Request, 
 from evocluster.llm.direct import Direct
 from evocluster.llm.limits import Limited
 from evocluster.llm.local import Local
+from evocluster.llm.observed import Observed
 from evocluster.llm.prices import required
 from evocluster.llm.remote import Remote
 from evocluster.llm.wire import secret
@@ -131,7 +132,7 @@ class Stack:
         rng = np.random.default_rng(self._seed)
         limited: dict[str, LLM] = {
             name: Limited(
-                model,
+                Observed(model, name),
                 max_concurrency=model.max_concurrency and max(1, model.max_concurrency // self._parts),
                 timeout_s=model.timeout_s,
                 retries=model.retries,
