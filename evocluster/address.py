@@ -5,6 +5,7 @@ Part of the wiring: what is only read is read from a copy, which goes when its r
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -15,6 +16,7 @@ from pathlib import Path
 from evocluster.engine.folder import COLUMNS
 from evocluster.report.result import Result
 from evocluster.store.place import below, is_uri, shown
+from evocluster.telemetry import Run, log
 
 
 def placed(place: Path | str) -> Path | str:
@@ -32,6 +34,14 @@ def begun(where: Path | str) -> bool:
     from evocluster.store.depot import Depot
 
     return Depot(where).exists() if isinstance(where, str) else (where / "config.yaml").exists()
+
+
+def whose(where: Path | str) -> Run:
+    """The run as its processes know it: the id of run.json, or a new one; its log, where it has a folder here."""
+    if isinstance(where, str):
+        return Run(secrets.token_hex(8), None, log.getEffectiveLevel())
+    known = Result(where).run.get("run_id") if (where / "run.json").exists() else None
+    return Run(str(known or secrets.token_hex(8)), str(where / "log.jsonl"), log.getEffectiveLevel())
 
 
 def found(place: str | Path) -> Result:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from evocluster import config as configs
-from evocluster.address import at_hand, begun, found, placed, within
+from evocluster.address import at_hand, begun, found, placed, whose, within
 from evocluster.config import Config
 from evocluster.engine.aside import aside
 from evocluster.engine.engine import Engine
@@ -53,6 +53,8 @@ from evocluster.tasks.grading import Grader
 from evocluster.tasks.handover import handed_over
 from evocluster.tasks.similar import deal, near
 from evocluster.tasks.suite import Suite, marked, one_of, task_of
+from evocluster.telemetry import Run as Told
+from evocluster.telemetry import tell, telling
 from evocluster.trust import admit, files, specs
 
 Show = Callable[[dict[str, Any]], None]
@@ -81,10 +83,10 @@ class Plan:
     allowed: bool = False
     """Its code or calls were trusted because `allow_code` said so."""
 
-    def worker(self) -> Worker:
-        """The hands, for this many evaluations at once."""
+    def worker(self, told: Told = Told()) -> Worker:  # noqa: B008 - frozen
+        """The hands, for this many evaluations at once; `told`: what they know of the run."""
         operators = portfolio(self.config.search, self.space)
-        return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight)
+        return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight, told)
 
     def at_once(self) -> int:
         """How many evaluations can be under way, as far as the config tells."""
@@ -215,9 +217,15 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
-def engine(plan: Plan, where: Path | str, fresh: bool, runner: Runner) -> Engine:
+def engine(
+    plan: Plan,
+    where: Path | str,
+    fresh: bool,
+    runner: Runner,
+    told: Told = Told(),  # noqa: B008 - frozen
+) -> Engine:
     """The engine of a run. Raises: errors.RunExists, errors.RunDamaged, errors.RunHeld, errors.StoreError."""
-    optimizer, facts = plan.optimizer(), plan.facts()
+    optimizer, facts = plan.optimizer(), {**plan.facts(), "run_id": told.id}
     folder = create_folder(where, configs.dump(plan.config)) if fresh else open_folder(where)
     try:
         earlier = folder.unchanged(facts) if not fresh and (folder.path / "run.json").exists() else {}
@@ -228,13 +236,19 @@ def engine(plan: Plan, where: Path | str, fresh: bool, runner: Runner) -> Engine
     except BaseException:
         folder.close()
         raise
+    tell(told)
     facts["started_at"] = facts["started_at"] or datetime.now(UTC).isoformat(timespec="seconds")
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
 
 
-def engine_again(plan: Plan, where: Path | str, runner: Runner) -> Engine:
+def engine_again(
+    plan: Plan,
+    where: Path | str,
+    runner: Runner,
+    told: Told = Told(),  # noqa: B008 - frozen
+) -> Engine:
     """The engine of a run whose first writer died, perhaps before there was a run. Raises: as `engine`."""
-    return engine(plan, where, not begun(where), runner)
+    return engine(plan, where, not begun(where), runner, told)
 
 
 def run(
@@ -347,8 +361,12 @@ def _carry_out(
     plan: Plan, where: Path | str, fresh: bool, show: Show | None, interrupted: Callable[[], bool]
 ) -> Result:
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
-    make, again = partial(engine, plan, where, fresh), partial(engine_again, plan, where)
-    status = carry_out(make, plan.worker(), plan.stack, plan.config, again=again, show=show, interrupted=interrupted)
+    told = whose(where)
+    make = partial(engine, plan, where, fresh, told=told)
+    again = partial(engine_again, plan, where, told=told)
+    worker, stack, config = plan.worker(told), plan.stack, plan.config
+    with telling(told):
+        status = carry_out(make, worker, stack, config, again=again, show=show, interrupted=interrupted)
     result = found(where)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)

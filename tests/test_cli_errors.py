@@ -11,6 +11,8 @@ import pytest
 from command import Outcome, call
 from small import write_config
 
+from evocluster.telemetry import log
+
 FREE = {"prompt_usd_per_mtok": 0, "completion_usd_per_mtok": 0}
 NOWHERE = {"kind": "direct", "base_url": "http://127.0.0.1:1/v1", "model": "x", "retries": 0}
 
@@ -167,3 +169,14 @@ def test_an_error_prints_no_terminal_sequence(tmp_path: Path) -> None:
 
 def test_an_unknown_embedded_model_is_2() -> None:
     refused(call("models", "install", "nope"), 2, "'nope'", "smollm2-135m-instruct")
+
+
+def test_a_warning_of_the_log_is_a_line_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warns() -> None:
+        log.warning("the token [bold]file[/bold] is open")
+        log.error("told by whoever catches it")
+
+    monkeypatch.setattr("evocluster.cli.schema.text", lambda: warns() or "{}")
+    left = call("schema")
+    assert left.err == "warning: the token [bold]file[/bold] is open\n"
+    assert left.out.strip() == "{}"

@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 import psutil
 import pytest
-from endpoint import Latency, running, stats
+from evocluster.cluster.loopback import Latency, running, stats
 from small import LABELS, small_config, write_config
 
 from evocluster import build

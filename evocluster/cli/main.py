@@ -8,6 +8,7 @@ asked for, 9 another process writes the run folder, 10 a cluster's job server, 1
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -81,6 +82,10 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Set-up common to all verbs."""
+    logger = logging.getLogger("evocluster")
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))  # for the run folder's log.jsonl
+    if not any(isinstance(one, screen.Warnings) for one in logger.handlers):
+        logger.addHandler(screen.Warnings(logging.WARNING))
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from evocluster.cluster import cache as caches
 from evocluster.cluster.cache import RemoteCache
 from evocluster.cluster.demand import ask_ray
 from evocluster.cluster.dispatch import Orders, Report
+from evocluster.cluster.metrics import Gauges, beating, state
 from evocluster.cluster.nodes import placed
 from evocluster.cluster.runner import RayRunner
 from evocluster.cluster.seats import Layout
@@ -50,7 +51,11 @@ class Population:
             self._engine.interrupt()
         self._engine.replay(self._runner.dispatch.recall)
         settle()
-        return await self._engine.run()
+        beat = beating(Gauges(self._engine.run_id, lambda: state(self.told(), self._runner.dispatch.queued)))
+        try:
+            return await self._engine.run()
+        finally:
+            beat.cancel()
 
     async def exchange(self, worker: str, report: Report) -> Orders | None:
         """See cluster.puller.Source."""
@@ -68,6 +73,10 @@ class Population:
 
     async def progress(self) -> dict[str, Any]:
         """See engine.Engine.progress; empty before the engine stands."""
+        return self.told()
+
+    def told(self) -> dict[str, Any]:
+        """The same, in the actor."""
         return self._engine.progress() if self._engine is not None else {}
 
     async def finished(self) -> int:

@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from evocluster.cluster.dispatch import WAIT_S, Orders, Report
+from evocluster.cluster.metrics import Counters, beating
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError
 from evocluster.llm.client import Cache
 from evocluster.records import Proposal, Trial
-from evocluster.telemetry import log
+from evocluster.telemetry import log, mark
 
 EARLY = 8
 """A proposal may be begun while no more than one in so many of the slots is waited for."""
@@ -71,6 +72,8 @@ class Puller:
 
     async def run(self) -> None:
         """Open, pull until over, close. A fatal error of the worker is handed to the source and ends this puller."""
+        mark(worker=self._name)
+        beat = beating(Counters(self._worker.told.id))
         try:
             await self._worker.open(self._cache)
             self._ready()
@@ -84,6 +87,7 @@ class Puller:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
             await self._worker.close()
+            beat.cancel()
 
     async def _talk(self) -> None:
         """Call the source whenever there is something to say, and at least every WAIT_S.

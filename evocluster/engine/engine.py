@@ -7,6 +7,7 @@ order of the optimizer's own questions, so a run killed anywhere goes on as if n
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -160,6 +161,7 @@ class Engine:
         Raises: errors.ModelError when nothing but failures comes back; errors.StoreError; whatever ends all of it.
         """
         status, failure = "failed", "stopped from outside"
+        log.info("run %s", f"goes on after {self._replayed} kept trials" if self._replayed else "begins")
         try:
             self._ask()
             if self._flying or not self._optimizer.done:
@@ -177,6 +179,7 @@ class Engine:
 
     async def _end(self, status: str, failure: str | None) -> None:
         """Close everything; each step happens whatever becomes of the one before."""
+        log.log(logging.ERROR if failure else logging.INFO, "run %s%s", status, f": {failure}" if failure else "")
         try:
             await self._runner.close()
         finally:
@@ -290,6 +293,11 @@ class Engine:
             self._optimizer.tell(trial)
             if self._watch is not None:
                 self._watch(trial)
+
+    @property
+    def run_id(self) -> str:
+        """As run.json says."""
+        return str(self._facts.get("run_id") or "")
 
     def interrupt(self) -> None:
         """Ask for nothing new; `run` returns once what is in flight has come back and is kept."""

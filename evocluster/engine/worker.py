@@ -6,12 +6,14 @@ any number of concurrent `run`, `close`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from math import fsum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from evocluster import telemetry
 from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
 from evocluster.records import Evaluation, Example, Genome, Item, Json, Proposal, Spend, Split, Trial, Usage
@@ -111,13 +113,20 @@ class Worker:
     """One process's hands: at most `slots` calls to models at once, shared by all proposals under way."""
 
     def __init__(
-        self, space: Space, operators: Mapping[str, Operator], evaluator: Evaluate, stack: Stack, slots: int
+        self,
+        space: Space,
+        operators: Mapping[str, Operator],
+        evaluator: Evaluate,
+        stack: Stack,
+        slots: int,
+        told: telemetry.Run = telemetry.Run(),  # noqa: B008 - frozen
     ) -> None:
         self._space = space
         self._operators = dict(operators)
         self._evaluator = evaluator
         self._stack = stack
         self._slots = slots
+        self._whose = told
         self._llm: LLM | None = None
 
     @property
@@ -126,13 +135,18 @@ class Worker:
         return self._slots
 
     @property
+    def told(self) -> telemetry.Run:
+        """What it knows of the run."""
+        return self._whose
+
+    @property
     def stack(self) -> Stack:
         """The models this worker calls."""
         return self._stack
 
     def sized(self, slots: int, stack: Stack | None = None) -> Worker:
         """A worker like this one, not yet open, with other slots or other models."""
-        return Worker(self._space, self._operators, self._evaluator, stack or self._stack, slots)
+        return Worker(self._space, self._operators, self._evaluator, stack or self._stack, slots, self._whose)
 
     def resize(self, slots: int) -> None:
         """Another number of calls at once from now on."""
@@ -141,11 +155,15 @@ class Worker:
 
     async def open(self, cache: Cache | None) -> None:
         """Connect the models. Raises: errors.ConfigError, errors.ModelError."""
+        telemetry.tell(self._whose)
+        telemetry.listen()
         self._llm = await self._stack.open(cache, self._slots)
 
     async def close(self) -> None:
         """Disconnect the models."""
         await self._stack.close()
+        if telemetry.hears():
+            await asyncio.to_thread(telemetry.flush)
 
     async def run(self, proposal: Proposal, freed: Callable[[], None] = lambda: None) -> Trial:
         """The trial of this proposal; `freed` is called as each of its items is done with.
@@ -154,7 +172,14 @@ class Worker:
         """
         if self._llm is None:
             raise RuntimeError("open() comes before run()")
-        accounts = Accounts(self._llm)
+        with telemetry.proposal(self._whose.id, proposal.number, _attributes(proposal)) as span:
+            trial = await self._carry_out(proposal, self._llm, freed)
+            if span is not None:
+                span.set_attributes(_outcome(trial))
+            return trial
+
+    async def _carry_out(self, proposal: Proposal, llm: LLM, freed: Callable[[], None]) -> Trial:
+        accounts = Accounts(llm)
         meter = Meter(accounts)
         try:
             child = await self._make(proposal, meter)
@@ -214,3 +239,23 @@ class Worker:
                 freed()
 
         return await together(one(item) for item in items)
+
+
+def _attributes(proposal: Proposal) -> dict[str, Any]:
+    """What the span of a proposal says at its beginning."""
+    return {
+        "evocluster.operator": proposal.operator,
+        "evocluster.purpose": proposal.purpose,
+        "evocluster.generation": proposal.generation,
+        "evocluster.items": len(proposal.items),
+    }
+
+
+def _outcome(trial: Trial) -> dict[str, Any]:
+    """What it says at its end."""
+    failed = sum(evaluation.error is not None for evaluation in trial.evaluations)
+    return {
+        "evocluster.failed_items": failed,
+        **({"evocluster.genome": trial.genome.id} if trial.genome is not None else {}),
+        **({"error.type": "trial"} if trial.error else {}),
+    }

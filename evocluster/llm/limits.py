@@ -25,7 +25,7 @@ from evocluster.llm.prices import Price
 from evocluster.llm.quota import Terms
 from evocluster.parts import Part
 from evocluster.records import Usage
-from evocluster.telemetry import log
+from evocluster.telemetry import counts, log
 
 BASE_S = 0.5
 CAP_S = 20.0
@@ -137,6 +137,7 @@ class Limited:
                 log.debug("%s from model %r: again in %.2f s", type(error).__name__, request.model, pause)
             await self._rest(pause)
             again = True
+            counts["retries"] += 1
 
     async def _attempt(self, request: Request, permit: Permit, left_s: float) -> Reply:
         outcome: ModelError | int | None = None

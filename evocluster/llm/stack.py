@@ -35,6 +35,7 @@ from evocluster.llm.hedge import Hedge
 from evocluster.llm.leases import Lease, Leases, OwnKeeper, Renewing
 from evocluster.llm.limits import Limited
 from evocluster.llm.local import Local
+from evocluster.llm.observed import Observed
 from evocluster.llm.prices import Price, required
 from evocluster.llm.quota import Terms
 from evocluster.llm.remote import Remote
@@ -246,7 +247,7 @@ class Stack:
         rng = np.random.default_rng(self._seed)
         return {
             name: Limited(
-                Hedge(model, self._of[name], model.hedge) if model.hedge else model,
+                _hedged(Observed(model, name), self._of[name], model.hedge),
                 self._of[name],
                 timeout_s=model.timeout_s,
                 retries=model.retries,
@@ -288,6 +289,10 @@ class Stack:
             await one.close()
         for model in self.models.values():
             await model.close()
+
+
+def _hedged(llm: LLM, lease: Lease, share: float) -> LLM:
+    return Hedge(llm, lease, share) if share else llm
 
 
 _HOLDERS = itertools.count()
