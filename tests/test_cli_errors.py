@@ -172,11 +172,12 @@ def test_an_unknown_embedded_model_is_2() -> None:
 
 
 def test_a_warning_of_the_log_is_a_line_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def warns() -> None:
+    def text() -> str:
         log.warning("the token [bold]file[/bold] is open")
         log.error("told by whoever catches it")
+        return "{}"
 
-    monkeypatch.setattr("evocluster.cli.schema.text", lambda: warns() or "{}")
+    monkeypatch.setattr("evocluster.cli.schema.text", text)
     left = call("schema")
     assert left.err == "warning: the token [bold]file[/bold] is open\n"
     assert left.out.strip() == "{}"
