@@ -17,10 +17,10 @@ from typing import Any
 import pandas
 import psutil
 import pytest
-from evocluster.cluster.loopback import Latency, running, stats
 from small import LABELS, small_config, write_config
 
 from evocluster import build
+from evocluster.cluster.loopback import Latency, running, stats
 from evocluster.store.cache import DiskCache
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]

@@ -19,7 +19,6 @@ import copy
 import itertools
 import os
 import socket
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol, runtime_checkable
@@ -92,44 +91,30 @@ class Gate:
     def __init__(self, llm: LLM, slots: int) -> None:
         self._llm = llm
         self._slots = slots
-        self._taken = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._free = asyncio.Semaphore(slots)
+        self._owed = 0
+        """Slots that are taken away as soon as they are free."""
 
     async def __call__(self, request: Request) -> Reply:
         """Waits for a slot; then as the LLM behind."""
-        if self._taken < self._slots and not self._waiting:
-            self._taken += 1
-        else:
-            await self._turn()
+        await self._free.acquire()
+        while self._owed:
+            self._owed -= 1
+            await self._free.acquire()
         try:
             return await self._llm(request)
         finally:
-            self._taken -= 1
-            self._admit()
+            if self._owed:
+                self._owed -= 1
+            else:
+                self._free.release()
 
     def resize(self, slots: int) -> None:
         """Other slots from now on; with fewer, what is in flight above them is waited for."""
-        self._slots = slots
-        self._admit()
-
-    async def _turn(self) -> None:
-        """Wait in line. Whoever admits takes the slot for the one admitted."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._taken -= 1
-                self._admit()
-            raise
-
-    def _admit(self) -> None:
-        while self._waiting and self._taken < self._slots:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                self._taken += 1
+        more, self._slots = slots - self._slots - self._owed, slots
+        self._owed = max(0, -more)
+        for _ in range(more):
+            self._free.release()
 
 
 class Stack:
