@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from evocluster import config as configs
 from evocluster.address import at_hand, begun, found, placed, whose, within
@@ -30,7 +29,6 @@ from evocluster.engine.runner import Runner
 from evocluster.engine.shipped import check_new, create_folder, open_folder
 from evocluster.engine.worker import Meter, Worker
 from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
-from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.portable import Portable, call
 from evocluster.llm.prices import Price
@@ -38,7 +36,7 @@ from evocluster.llm.stack import Stack
 from evocluster.records import Evaluation, Genome, Item, Split, canonical, digest
 from evocluster.report.chosen import chosen, repairs, unchanged
 from evocluster.report.result import Result
-from evocluster.running import carry_out
+from evocluster.running import asked, carry_out
 from evocluster.search.across import Tasks
 from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
@@ -59,7 +57,6 @@ from evocluster.trust import admit, files, specs
 
 Show = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
-T = TypeVar("T")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CALLS = ("cot", "constrain", "use_consensus")
 """Genes that change how many calls an answer takes."""
@@ -421,7 +418,7 @@ def judge_check(
         found = await check.run(meter, config.seed)
         return {**found.model_dump(mode="json"), "spend": meter.usage.model_dump()}
 
-    return _asked(config, stack, ask)
+    return asked(config, stack, ask)
 
 
 def check(plan: Plan) -> dict[str, Any]:
@@ -436,7 +433,7 @@ def check(plan: Plan) -> dict[str, Any]:
         await plan.evaluator.prepare()
         return await plan.evaluator.attempt(item, genome, llm)
 
-    evaluation, execution = _asked(plan.config, plan.stack, one)
+    evaluation, execution = asked(plan.config, plan.stack, one)
     if evaluation.error and evaluation.error.startswith("model"):
         raise ModelError(f"the starting configuration on {item.example!r}: {evaluation.error}")
     took = evaluation.usage + evaluation.judging
@@ -451,25 +448,6 @@ def check(plan: Plan) -> dict[str, Any]:
         "free": {name: list(plan.space.settings.values(name)) for name in plan.space.free},
         "budget": plan.config.budget.model_dump(exclude_none=True),
     }
-
-
-def _asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) -> T:
-    """Some work with these models, cached as in a run. Raises: errors.ConfigError, errors.ModelError."""
-    from evocluster.store.cache import DiskCache
-
-    stack.check()
-    folder = config.cache.folder()
-
-    async def ask() -> T:
-        with ExitStack() as held:
-            disk = held.enter_context(closing(DiskCache(folder))) if config.cache.enabled and folder else None
-            try:
-                cache = LocalCache(disk) if config.cache.enabled else None
-                return await work(await stack.open(cache, config.engine.in_flight))
-            finally:
-                await stack.close()
-
-    return aside(lambda: asyncio.run(ask()))
 
 
 def exported(

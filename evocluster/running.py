@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from evocluster.config import Config
 from evocluster.engine.aside import aside
@@ -18,8 +18,10 @@ from evocluster.engine.engine import Engine, carry
 from evocluster.engine.runner import LocalRunner, Runner
 from evocluster.engine.worker import Worker
 from evocluster.llm.cached import LocalCache
+from evocluster.llm.client import LLM
 from evocluster.llm.stack import Stack
 
+T = TypeVar("T")
 Make = Callable[[Runner], Engine]
 Show = Callable[[dict[str, Any]], None]
 
@@ -115,3 +117,22 @@ async def _serving(stack: Stack, started: list[Any]) -> dict[str, tuple[str, ...
 
 def _either(interrupted: Callable[[], bool], stop: threading.Event) -> bool:
     return interrupted() or stop.is_set()
+
+
+def asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) -> T:
+    """Some work with these models, cached as in a run. Raises: errors.ConfigError, errors.ModelError."""
+    from evocluster.store.cache import DiskCache
+
+    stack.check()
+    folder = config.cache.folder()
+
+    async def ask() -> T:
+        with ExitStack() as held:
+            disk = held.enter_context(closing(DiskCache(folder))) if config.cache.enabled and folder else None
+            try:
+                cache = LocalCache(disk) if config.cache.enabled else None
+                return await work(await stack.open(cache, config.engine.in_flight))
+            finally:
+                await stack.close()
+
+    return aside(lambda: asyncio.run(ask()))
