@@ -22,7 +22,7 @@ from evocluster import build
 from evocluster.engine.engine import carry
 from evocluster.engine.folder import Folder
 from evocluster.engine.runner import LocalRunner, Runner
-from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld, StoreError
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 
