@@ -21,6 +21,10 @@ from evocluster.llm.client import LLM, Cache, Claim, Reply, Request, unconfigure
 from evocluster.records import Record
 from evocluster.telemetry import counts, log
 
+CLAIM_S = 7200.0
+"""Seconds that a claim lasts: longer than any call waits for its slot, its endpoint and its answer, since what a
+claim that ran out was for is asked, and paid, twice."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -64,7 +68,7 @@ class LocalCache:
     def __init__(
         self,
         shelf: Shelf | None = None,
-        lease_s: float = 600.0,
+        lease_s: float = CLAIM_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shelf: Shelf = MemoryShelf() if shelf is None else shelf
