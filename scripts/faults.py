@@ -18,6 +18,8 @@ KINDS = (
     "driver crash at a step",
     "driver crash at the disk",
     "cache crash",
+    "interrupt",
+    "second driver",
     "cut off",
     "late messages",
     "doubled messages",
@@ -35,7 +37,7 @@ KINDS = (
 LOSSY = ("lost calls", "endless failures", "poison")
 SPAN_S = 25.0
 """Faults come within so many seconds of virtual time: a run without any takes about as long."""
-SHARE = 0.2
+SHARE = 0.18
 """Of the kinds of faults that a seed enables, on average."""
 
 
@@ -52,10 +54,14 @@ class Plan:
     max_concurrency: int
     kinds: tuple[str, ...] = ()
     worker_crashes: tuple[float, ...] = ()
-    """When, in seconds of virtual time; so the next four."""
+    """When, in seconds of virtual time; so the next three."""
     node_crashes: tuple[float, ...] = ()
     driver_crashes: tuple[float, ...] = ()
     cache_crashes: tuple[float, ...] = ()
+    interrupts: tuple[float, ...] = ()
+    """When the user stops the run, to resume it."""
+    intruders: tuple[float, ...] = ()
+    """When another driver tries to open the run folder."""
     cuts: tuple[tuple[float, float], ...] = ()
     """When a worker is cut off, and for how long."""
     driver_steps: tuple[int, ...] = ()
@@ -132,14 +138,18 @@ def _draw(kind: str, rng: Random) -> dict[str, Any]:
     makes: dict[str, Callable[[], dict[str, Any]]] = {
         "worker crash": lambda: {"worker_crashes": _times(rng, 4)},
         "node crash": lambda: {"node_crashes": _times(rng, 2)},
-        "driver crash": lambda: {"driver_crashes": _times(rng, 3)},
-        "driver crash at a step": lambda: {"driver_steps": tuple(rng.randint(20, 3000) for _ in range(2))},
+        "driver crash": lambda: {"driver_crashes": _times(rng, 2)},
+        "driver crash at a step": lambda: {
+            "driver_steps": tuple(rng.randint(20, 2500) for _ in range(rng.randint(1, 2)))
+        },
         "driver crash at the disk": lambda: {
             "disk_deaths": tuple(
-                (rng.randint(1, 60), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 3))
+                (rng.randint(1, 90), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 2))
             )
         },
         "cache crash": lambda: {"cache_crashes": _times(rng, 2)},
+        "interrupt": lambda: {"interrupts": _times(rng, 2)},
+        "second driver": lambda: {"intruders": _times(rng, 3)},
         "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, 20), 3)) for at in _times(rng, 2))},
         "late messages": lambda: {"late": rng.uniform(0.01, 0.3), "late_s": rng.choice((0.1, 1.0, 5.0))},
         "doubled messages": lambda: {"doubled": rng.uniform(0.05, 0.5)},

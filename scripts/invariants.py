@@ -107,7 +107,7 @@ def _died(rows: list[dict[str, Any]]) -> bool:
 def _quarantine(world: World, outcome: Outcome) -> list[str]:
     """Only what workers died of is given up; a deadly genome is."""
     wrong = []
-    given_up = [number for number, rows in outcome.trials.items() if _died(rows)]
+    given_up = outcome.given_up = [number for number, rows in outcome.trials.items() if _died(rows)]
     if given_up and world.books.deadliest < ATTEMPTS:
         wrong.append(
             f"quarantine: {given_up} were given up, but at most {world.books.deadliest} workers died in a sitting"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import Random
@@ -51,8 +51,8 @@ class Books:
     """Key -> answers delivered, and calls that were in flight when their process died."""
     excused: Counter[str] = field(default_factory=Counter)
     """Key -> how often a crash may have cost its answer."""
-    making: dict[str, list[Process]] = field(default_factory=dict)
-    """Keys asked for and not yet acknowledged by the cache."""
+    making: dict[str, dict[Process, bool]] = field(default_factory=dict)
+    """Key -> who asked for it and has not had it acknowledged by the cache; True: the answer is there."""
     delivered: Counter[int] = field(default_factory=Counter)
     """Serial of an attempt -> answers delivered to it."""
     attempts: list[Attempt] = field(default_factory=list)
@@ -81,17 +81,20 @@ class Books:
         self.note(f"fault: {kind} {what}".rstrip())
 
     def excuse(self, process: Process) -> None:
-        """A process ends: what it was making may have to be made again."""
+        """A process is given up: what it was making may have to be made again.
+
+        One that is only cut off still waits for its calls: those are excused as their answers come.
+        """
         for key, makers in self.making.items():
-            if process in makers:
-                makers.remove(process)
+            if makers.get(process) or (process in makers and not process.alive):
+                del makers[process]
                 self.excused[key] += 1
 
-    def acknowledge(self, items: Mapping[str, str]) -> None:
-        """The cache has them."""
-        self.shelf.update(items)
-        for key in items:
-            self.making.pop(key, None)
+    def settle(self, keys: Iterable[str]) -> None:
+        """Whoever had an answer to these has it no more on its hands."""
+        for key in keys:
+            makers = self.making.get(key, {})
+            self.making[key] = {process: answered for process, answered in makers.items() if not answered}
 
 
 class Shelf:
@@ -112,8 +115,10 @@ class Shelf:
         if self._writes in self._full:
             self._books.fault("cache full")
             self._books.excused.update(list(items))
+            self._books.settle(items)
             raise StoreError("cache full, as planned: no space left on device; free some")
-        self._books.acknowledge(items)
+        self._books.shelf.update(items)
+        self._books.settle(items)
 
 
 class Provider:
@@ -162,17 +167,14 @@ class Provider:
         books.note(f"{process.name} asks {key[:8]} ({attempt})")
         if attempt > RETRIES + 1:
             books.wrong(f"retries: a call was sent {attempt} times, retries={RETRIES}")
-        if process in self._cut_off:
-            books.excused[key] += 1
-        elif key in books.shelf and books.paid[key] > books.excused[key]:
+        if process not in self._cut_off and key in books.shelf and books.paid[key] > books.excused[key]:
             books.wrong(f"repaid: {key[:8]} is asked again although the cache acknowledged it")
-        books.making.setdefault(key, []).append(process)
+        books.making.setdefault(key, {})[process] = False
         return attempt
 
     def _forget(self, process: Process, key: str) -> None:
         """No answer came, none is owed."""
-        if process in self.books.making.get(key, ()):
-            self.books.making[key].remove(process)
+        self.books.making.get(key, {}).pop(process, None)
 
     def _deliver(self, process: Process, key: str) -> None:
         books, attempt = self.books, ATTEMPT.get()
@@ -180,6 +182,11 @@ class Provider:
         if attempt is not None:
             books.delivered[attempt.serial] += 1
         books.note(f"{process.name} gets {key[:8]}")
+        if process in self._cut_off:
+            books.excused[key] += 1
+            self._forget(process, key)
+        else:
+            books.making[key][process] = True
         if books.paid[key] > 1:
             books.reissued += 1
         if books.paid[key] > 1 + books.excused[key]:

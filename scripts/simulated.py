@@ -30,9 +30,10 @@ from evocluster.cluster.cache import LEASE_S, CacheKeeper, RemoteCache
 from evocluster.cluster.population import Population
 from evocluster.cluster.runner import Layout, RayRunner
 from evocluster.engine.engine import Engine
+from evocluster.engine.folder import Folder
 from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Worker
-from evocluster.errors import EvoclusterError
+from evocluster.errors import StoreError
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.stack import Stack
@@ -58,6 +59,8 @@ class Outcome:
     sittings: int
     calls: int
     reissued: int
+    given_up: list[int] = field(default_factory=list)
+    """Trials whose workers died three times."""
     front: Any = None
     trials: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +158,8 @@ class World:
         self.product: Product = planned(plan.search)
         self.poison = invariants.poisoned(self.reference(), plan) if plan.poison else None
         self._engine = engine
+        self._holder: Process | None = None
+        """Who has the run folder open."""
         self.sittings = 0
 
     def reference(self) -> Outcome:
@@ -270,6 +275,7 @@ class World:
         engine = self._engine(optimizer, runner, folder, facts={"seed": self.plan.seed}, clock=self.loop.time)
         process = PROCESS.get()
         assert process is not None
+        self._holder = process
         # Nobody reads what the dead would still have written.
         process.deaths.append(lambda: engine.__dict__.update(_write_front=lambda: None, _write_status=lambda *_: None))
         return engine
@@ -297,6 +303,8 @@ class World:
             ("driver crash", plan.driver_crashes, self._crash("Population")),
             ("cache crash", plan.cache_crashes, self._crash("Keeper")),
             ("node crash", plan.node_crashes, self._lose_node),
+            ("interrupt", plan.interrupts, self._interrupt),
+            ("second driver", plan.intruders, self._intrude),
         ):
             for at in times:
                 later(at, what, kind)
@@ -325,6 +333,22 @@ class World:
             self.books.fault(kind, node)
             self.cluster.lose(node)
 
+    def _interrupt(self, kind: str) -> None:
+        actor = self._pick("Population")
+        if actor is not None:
+            self.books.fault(kind)
+            actor.interrupt.remote()
+
+    def _intrude(self, kind: str) -> None:
+        if self._holder is None or not self._holder.alive:
+            return
+        self.books.fault(kind)
+        try:
+            Folder.open(self.folder).close()
+        except StoreError:
+            return
+        self.books.wrong("intruder: a second driver could open the run folder")
+
     def _cut(self, seconds: float) -> None:
         actor = self._pick("Puller")
         if actor is not None:
@@ -350,6 +374,3 @@ def simulate(plan: Plan, engine: type[Engine] = Engine) -> Outcome:
             return World(plan, Path(name), engine).run()
         finally:
             shutil.rmtree(Path(name) / "run", ignore_errors=True)
-
-
-__all__ = ["EvoclusterError", "Outcome", "World", "quiet", "simulate"]

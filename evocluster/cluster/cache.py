@@ -6,6 +6,7 @@ coalesces them) and the actor is async, because `wait` may last as long as someb
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class CacheKeeper:
         self._folder = folder
         self._lease_s = lease_s
         self._owners: dict[str, str] = {}
+        self._gone: set[str] = set()
         self._cache: Cache = LocalCache(None, lease_s)
 
     async def open(self) -> None:
@@ -38,7 +40,12 @@ class CacheKeeper:
             self._cache = LocalCache(DiskCache(Path(self._folder)), self._lease_s)
 
     async def get_many(self, keys: Sequence[str], owner: str = "") -> list[str | Claim]:
-        """See llm.client.Cache; `owner` is who makes the claims."""
+        """See llm.client.Cache; `owner` is who makes the claims.
+
+        One that was given up for dead is never answered: what it would claim now nobody would give up again.
+        """
+        if owner in self._gone:
+            await asyncio.get_running_loop().create_future()
         found = await self._cache.get_many(keys)
         if owner:
             self._owners.update({key: owner for key, one in zip(keys, found, strict=True) if one is Claim.MINE})
@@ -53,13 +60,15 @@ class CacheKeeper:
         await self._cache.put_many(items)
         self._disown(items)
 
-    async def drop_many(self, keys: Sequence[str]) -> None:
-        """See llm.client.Cache."""
-        await self._cache.drop_many(keys)
-        self._disown(keys)
+    async def drop_many(self, keys: Sequence[str], owner: str = "") -> None:
+        """See llm.client.Cache; an owner drops its own claims only: one that it lost may be another's by now."""
+        held = [key for key in keys if not owner or self._owners.get(key) == owner]
+        await self._cache.drop_many(held)
+        self._disown(held)
 
     async def forsake(self, owner: str) -> None:
-        """Give up every claim of an owner that is no more."""
+        """Give up every claim of an owner that is no more, also of one whose last messages are still on their way."""
+        self._gone.add(owner)
         await self.drop_many([key for key, name in self._owners.items() if name == owner])
 
     def _disown(self, keys: Iterable[str]) -> None:
@@ -94,7 +103,7 @@ class RemoteCache:
 
     async def drop_many(self, keys: Sequence[str]) -> None:
         """See llm.client.Cache."""
-        await unwrapped(self._actor.drop_many.remote(list(keys)))
+        await unwrapped(self._actor.drop_many.remote(list(keys), self._owner))
 
     async def forsake(self, owner: str) -> None:
         """Give up every claim of an owner that is no more."""
