@@ -10,37 +10,39 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from evocluster import config as configs
+from evocluster.address import at_hand, begun, found, placed, whose, within
 from evocluster.config import Config
 from evocluster.engine.aside import aside
 from evocluster.engine.engine import Engine
 from evocluster.engine.folder import Folder
 from evocluster.engine.forecast import forecast
 from evocluster.engine.runner import Runner
+from evocluster.engine.shipped import check_new, create_folder, open_folder
 from evocluster.engine.worker import Meter, Worker
 from evocluster.errors import BudgetSpent, ConfigError, MissingModel, ModelError
-from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.portable import Portable, call
+from evocluster.llm.prices import Price
 from evocluster.llm.stack import Stack
 from evocluster.records import Evaluation, Genome, Item, Split, canonical, digest
 from evocluster.report.chosen import chosen, repairs, unchanged
 from evocluster.report.result import Result
-from evocluster.running import carry_out
+from evocluster.running import asked, carry_out
 from evocluster.search.across import Tasks
 from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
+from evocluster.store.sums import read_sealed
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits
 from evocluster.tasks.evaluate import Evaluator
@@ -49,10 +51,12 @@ from evocluster.tasks.grading import Grader
 from evocluster.tasks.handover import handed_over
 from evocluster.tasks.similar import deal, near
 from evocluster.tasks.suite import Suite, marked, one_of, task_of
+from evocluster.telemetry import Run as Told
+from evocluster.telemetry import tell, telling
+from evocluster.trust import admit, files, specs
 
 Show = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
-T = TypeVar("T")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CALLS = ("cot", "constrain", "use_consensus")
 """Genes that change how many calls an answer takes."""
@@ -73,11 +77,13 @@ class Plan:
     warm: tuple[Genome, ...]
     scored: frozenset[str]
     """Ids of train that configurations are scored on; the others are there to become demos."""
+    allowed: bool = False
+    """Its code or calls were trusted because `allow_code` said so."""
 
-    def worker(self) -> Worker:
-        """The hands, for this many evaluations at once."""
+    def worker(self, told: Told = Told()) -> Worker:  # noqa: B008 - frozen
+        """The hands, for this many evaluations at once; `told`: what they know of the run."""
         operators = portfolio(self.config.search, self.space)
-        return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight)
+        return Worker(self.space, operators, self.evaluator, self.stack, self.config.engine.in_flight, told)
 
     def at_once(self) -> int:
         """How many evaluations can be under way, as far as the config tells."""
@@ -129,7 +135,11 @@ class Plan:
             "models": {name: model.identity for name, model in self.stack.models.items()},
             "examples": {split: len(self.splits.of(split)) for split in SPLITS},
             "data": {split: _fingerprint(self.splits, split) for split in SPLITS},
-            **self.evaluator.sources(),
+            **{
+                kind: {configs.unmoved(source): found for source, found in named.items()}
+                for kind, named in self.evaluator.sources().items()
+            },
+            **({"code_files": found, "allow_code": self.allowed} if (found := files(self.config)) else {}),
         }
 
 
@@ -137,9 +147,13 @@ def _fingerprint(splits: Splits, split: Split) -> str:
     return digest([example.model_dump(mode="json") for example in splits.of(split)])[:16]
 
 
-def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
-    """Load and check everything a run needs; nothing is started, nothing spent. Raises: errors.ConfigError."""
+def plan(source: Config | str | Path, sets: Sequence[str] = (), *, allow_code: bool = False, **trust: bool) -> Plan:
+    """Load and check everything a run needs; nothing is started, nothing spent. Raises: errors.ConfigError.
+
+    `allow_code` and `trust`: see trust.admit.
+    """
     config = source if isinstance(source, Config) else configs.load(Path(source), sets)
+    allowed = admit(config, allow_code=allow_code, **trust)
     from evocluster.store.arrow import read_parquet
 
     loaded = {name: load_splits(task.data, config.root, read_parquet) for name, task in config.every.items()}
@@ -168,12 +182,12 @@ def plan(source: Config | str | Path, sets: Sequence[str] = ()) -> Plan:
                 part.check(stack.abilities()[part.model])
     start = tuple(space.complete(genes) for genes in config.start)
     scored = frozenset(example.id for part in dealt for example in part.scored)
-    return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored)
+    return Plan(config, splits, space, evaluator, stack, start, _warm(config, space), scored, allowed)
 
 
 def _evaluator(config: Config, loaded: Mapping[str, Splits]) -> Evaluator | Suite:
     """What evaluates: one task, or several as one. Raises: errors.ConfigError."""
-    path = config.python_path
+    path = config.python_path if specs(config) else ()
     if config.task is not None:
         return Evaluator(config.task, loaded[""], config.root, path)
     return Suite(
@@ -200,39 +214,58 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
-def engine(plan: Plan, path: Path, fresh: bool, runner: Runner) -> Engine:
-    """The engine of a run folder. Raises: errors.RunExists, errors.RunDamaged, errors.StoreError."""
-    optimizer, facts = plan.optimizer(), plan.facts()
-    folder = Folder.create(path, configs.dump(plan.config)) if fresh else Folder.open(path)
+def engine(
+    plan: Plan,
+    where: Path | str,
+    fresh: bool,
+    runner: Runner,
+    told: Told = Told(),  # noqa: B008 - frozen
+) -> Engine:
+    """The engine of a run. Raises: errors.RunExists, errors.RunDamaged, errors.RunHeld, errors.StoreError."""
+    optimizer, facts = plan.optimizer(), {**plan.facts(), "run_id": told.id}
+    folder = create_folder(where, configs.dump(plan.config)) if fresh else open_folder(where)
     try:
-        if not fresh and (path / "run.json").exists():
-            facts["started_at"] = folder.unchanged(facts).get("started_at")
+        earlier = folder.unchanged(facts) if not fresh and (folder.path / "run.json").exists() else {}
+        facts["started_at"] = earlier.get("started_at")
+        now = {name: price.model_dump() for name, price in plan.stack.prices().items()}
+        facts["prices"] = earlier.get("prices") or now
         folder.keep_examples({split: plan.splits.of(split) for split in SPLITS})
     except BaseException:
         folder.close()
         raise
-    facts.setdefault("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
+    tell(told)
+    facts["started_at"] = facts["started_at"] or datetime.now(UTC).isoformat(timespec="seconds")
     return Engine(optimizer, runner, folder, minutes=plan.config.budget.minutes, facts=facts)
+
+
+def engine_again(
+    plan: Plan,
+    where: Path | str,
+    runner: Runner,
+    told: Told = Told(),  # noqa: B008 - frozen
+) -> Engine:
+    """The engine of a run whose first writer died, perhaps before there was a run. Raises: as `engine`."""
+    return engine(plan, where, not begun(where), runner, told)
 
 
 def run(
     plan: Plan,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """A new run, to its end. `out` is the run folder (default: `runs`/`name` of the config).
+    """A new run, to its end. `out`: the run folder, or a URI of object storage (default: `runs`/`name` of the config).
 
     Raises: errors.RunExists; whatever ends the run.
     """
-    path = (out or Path(plan.config.runs) / plan.config.name).absolute()
-    Folder.check_new(path)
+    where = placed(out) if out else within(plan.config.runs, plan.config.name)
+    check_new(where)
     plan.stack.check()
     plan.optimizer()
-    say(f"run folder: {path}")
-    return _carry_out(plan, path, True, show, interrupted)
+    say(f"run folder: {where}")
+    return _carry_out(plan, where, True, show, interrupted)
 
 
 def resume(
@@ -240,6 +273,8 @@ def resume(
     runner: str | None = None,
     *,
     sets: Sequence[str] = (),
+    allow_code: bool = False,
+    files: Path | None = None,
     show: Show | None = None,
     say: Say = lambda text: None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -247,33 +282,49 @@ def resume(
     """Go on with a run folder; a finished one is returned as it is.
 
     `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
-    sitting runs (`config.CHANGEABLE`). Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
+    sitting runs (`config.CHANGEABLE`). `files`: where the package of a submitted run is unpacked now.
+    Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
-    path = Path(path).absolute()
-    Folder.check_old(path)
-    found = plan(path / "config.yaml", [*sets, *([f"engine.runner={runner}"] if runner else [])])
-    if sets:
-        _change(path, found.config)
-    if (path / "run.json").exists() and Result(path).status == "finished":
-        say(f"{path} is finished; nothing to do")
-        return Result(path)
-    return _carry_out(found, path, False, show, interrupted)
+    where = placed(path)
+    with at_hand(where) as here:
+        Folder.check_old(here)
+        changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
+        config = configs.load(here / "config.yaml", changes)
+        there = configs.moved(config, files.absolute()) if files is not None else config
+        planned = plan(there, allow_code=allow_code, stranger=True)
+        if sets:
+            _change(where, configs.load(here / "config.yaml"), config)
+        if (here / "run.json").exists() and Result(here).status == "finished":
+            Folder.check(here)
+            say(f"{where} is finished; nothing to do")
+            return found(where)
+        planned = _at_its_prices(planned, here)
+    return _carry_out(planned, where, False, show, interrupted)
 
 
-def _change(path: Path, config: Config) -> None:
-    """Take a raised budget into a run folder. Raises: errors.ConfigError for what would make it another run."""
-    old = configs.load(path / "config.yaml")
+def _at_its_prices(plan: Plan, path: Path) -> Plan:
+    """The plan at the prices that its run began with: a list that changed since changes nothing in it."""
+    if not (path / "run.json").exists():
+        return plan
+    told = read_sealed(path / "run.json").get("prices") or {}
+    prices = {name: Price(**price) for name, price in told.items()}
+    return replace(plan, stack=plan.stack.priced(prices))
+
+
+def _change(where: Path | str, old: Config, config: Config) -> None:
+    """Take a raised budget into a run. Raises: errors.ConfigError for what would make it another run."""
     budget = configs.raised(old, config)
     if not budget:
         return
-    folder = Folder.open(path)
+    folder = open_folder(where)
+    path = folder.path
     try:
         run = folder.read("run.json") if (path / "run.json").exists() else {}
         over = "its search is over" if folder.checked or run.get("stops") else ""
         if over or run.get("exploring") is False:
             raise ConfigError(
-                f"{str(path)!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer be "
-                "raised; resume without it, or start a new run with `warm_start:`"
+                f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer "
+                "be raised; resume without it, or start a new run with `warm_start:`"
             )
         folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
     finally:
@@ -286,25 +337,34 @@ def optimize(
     out: str | Path | None = None,
     runner: str | None = None,
     sets: Sequence[str] = (),
+    allow_code: bool = False,
     show: Show | None = None,
 ) -> Result:
     """Run a config (a path, or what `load_config` returned) to its end; also from a notebook.
 
+    `allow_code`: also Python from outside the config's folder.
     An existing run folder is refused: see errors.RunExists. Raises: errors.EvoclusterError.
     """
     if isinstance(config, Config):
         extra = {"engine": config.engine.model_copy(update={"runner": runner})} if runner else {}
-        prepared = plan(config.model_copy(update=extra))
+        prepared = plan(config.model_copy(update=extra), allow_code=allow_code)
     else:
-        prepared = plan(config, [*sets, *([f"engine.runner={runner}"] if runner else [])])
-    return run(prepared, Path(out) if out else None, show=show)
+        changes = [*sets, *([f"engine.runner={runner}"] if runner else [])]
+        prepared = plan(config, changes, allow_code=allow_code)
+    return run(prepared, out, show=show)
 
 
-def _carry_out(plan: Plan, path: Path, fresh: bool, show: Show | None, interrupted: Callable[[], bool]) -> Result:
+def _carry_out(
+    plan: Plan, where: Path | str, fresh: bool, show: Show | None, interrupted: Callable[[], bool]
+) -> Result:
     aside(lambda: asyncio.run(plan.evaluator.prepare()))
-    make = partial(engine, plan, path, fresh)
-    status = carry_out(make, plan.worker(), plan.stack, plan.config, show=show, interrupted=interrupted)
-    result = Result(path)
+    told = whose(where)
+    make = partial(engine, plan, where, fresh, told=told)
+    again = partial(engine_again, plan, where, told=told)
+    worker, stack, config = plan.worker(told), plan.stack, plan.config
+    with telling(told):
+        status = carry_out(make, worker, stack, config, again=again, show=show, interrupted=interrupted)
+    result = found(where)
     if status == "finished" and not result.members:
         raise BudgetSpent(result.frontless)
     return result
@@ -331,7 +391,12 @@ def install_model(name: str, accept_licence: bool = False, say: Say = print) -> 
 
 
 def judge_check(
-    source: Config | str | Path, labels: str | Path | None = None, *, sets: Sequence[str] = (), **how: Any
+    source: Config | str | Path,
+    labels: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    allow_code: bool = False,
+    **how: Any,
 ) -> dict[str, Any]:
     """How far a judge agrees with labelled answers, as JSON data: tasks.audit.Audit and its `spend`.
 
@@ -341,6 +406,7 @@ def judge_check(
     from evocluster.tasks.audit import Check
 
     config = source if isinstance(source, Config) else configs.load(Path(source), sets)
+    admit(config, allow_code=allow_code)
     extend_path(config.python_path)
     check = Check(list(config.every.values()), labels=Path(labels) if labels is not None else None, **how)
     models = config.resolved_models()
@@ -352,7 +418,7 @@ def judge_check(
         found = await check.run(meter, config.seed)
         return {**found.model_dump(mode="json"), "spend": meter.usage.model_dump()}
 
-    return _asked(config, stack, ask)
+    return asked(config, stack, ask)
 
 
 def check(plan: Plan) -> dict[str, Any]:
@@ -367,7 +433,7 @@ def check(plan: Plan) -> dict[str, Any]:
         await plan.evaluator.prepare()
         return await plan.evaluator.attempt(item, genome, llm)
 
-    evaluation, execution = _asked(plan.config, plan.stack, one)
+    evaluation, execution = asked(plan.config, plan.stack, one)
     if evaluation.error and evaluation.error.startswith("model"):
         raise ModelError(f"the starting configuration on {item.example!r}: {evaluation.error}")
     took = evaluation.usage + evaluation.judging
@@ -384,34 +450,21 @@ def check(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) -> T:
-    """Some work with these models, cached as in a run. Raises: errors.ConfigError, errors.ModelError."""
-    from evocluster.store.cache import DiskCache
-
-    stack.check()
-    folder = config.cache.folder()
-
-    async def ask() -> T:
-        with ExitStack() as held:
-            disk = held.enter_context(closing(DiskCache(folder))) if config.cache.enabled and folder else None
-            try:
-                cache = LocalCache(disk) if config.cache.enabled else None
-                return await work(await stack.open(cache, config.engine.in_flight))
-            finally:
-                await stack.close()
-
-    return aside(lambda: asyncio.run(ask()))
-
-
 def exported(
-    folder: str | Path, genome: str = "recommended", task: str | None = None, *, tests: bool = False
+    folder: str | Path,
+    genome: str = "recommended",
+    task: str | None = None,
+    *,
+    tests: bool = False,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """A configuration of a run as it leaves evocluster, as JSON data (see tasks.export, tasks.handover).
 
     `tests`: with what retrieval shows for the test examples. Raises: errors.ConfigError, errors.RunDamaged.
     """
     result = Result(folder)
-    member, found = chosen(result, genome, task), plan(result.path / "config.yaml")
+    member = chosen(result, genome, task)
+    found = plan(result.path / "config.yaml", allow_code=allow_code, stranger=True, calls=False)
     facts = found.facts()
     unchanged(result, facts)
     models = {name: Portable(name, model) for name, model in found.config.resolved_models().items()}

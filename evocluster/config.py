@@ -2,6 +2,8 @@
 
     load(path, sets)   read -> lay `--set` texts over -> refuse secrets -> validate -> Config
     dump(config)       the resolved text: every default written out; `load` of it gives an equal Config
+    paths, shipped     the settings that name files, and the text in which they name them elsewhere
+    moved(config)      a config of a shipped one whose files lie in another folder now
     schema()           JSON schema for editors
 
 Problems read
@@ -10,20 +12,22 @@ Problems read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from evocluster.complaints import Keys, described, failure, holders, unknown
 from evocluster.document import Document, written
 from evocluster.errors import ConfigError
 from evocluster.llm.direct import Direct
 from evocluster.llm.endpoints import Endpoint
+from evocluster.llm.hosts import Reach, wrong_entries, wrong_reaches
 from evocluster.llm.local import Local
 from evocluster.llm.remote import Remote
 from evocluster.llm.scripted import Scripted
+from evocluster.names import PATTERN, checked_name
 from evocluster.parts import Part
 from evocluster.records import FrozenMap, Json
 from evocluster.search.across import How
@@ -70,7 +74,7 @@ class Config(Part):
 
     model_config = ConfigDict(title="evocluster config", use_attribute_docstrings=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Annotated[str, Field(pattern=PATTERN), AfterValidator(checked_name)]
     """Letters, digits, '.', '_' and '-'; the run folder is called so."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     task: Task | None = None
@@ -83,6 +87,8 @@ class Config(Part):
     """Folders that modules named in the config are imported from, after everything installed."""
     models: dict[str, AnyModel] = Field(min_length=1)
     """Name -> model; the gene `model` takes these names."""
+    allow_hosts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Host -> variables whose values may go there although they belong elsewhere; 'http://HOST' also without TLS."""
     space: Genes
     """Gene -> one value (frozen), a list (choice), or {low, high} (range)."""
     start: tuple[FrozenMap, ...] = Field(min_length=1)
@@ -132,7 +138,7 @@ class Config(Part):
             raise failure([(("tasks",), "holds one task; write it under `task:`, or add another")])
         wrong = [
             *(*self._wrong_start(), *self._wrong_names(), *self._wrong_limits()),
-            *(*self._wrong_models(), *self._wrong_genes()),
+            *(*self._wrong_models(), *self._wrong_genes(), *self._wrong_hosts()),
         ]
         if wrong:
             raise failure(wrong)
@@ -162,6 +168,22 @@ class Config(Part):
                 if value not in known
             ]
         return wrong
+
+    @property
+    def reaches(self) -> dict[str, Reach]:
+        """Where the calls of each model go that calls another machine or process by URL or provider."""
+        return {
+            name: model.reach for name, model in self.models.items() if isinstance(model, Direct | Remote | Endpoint)
+        }
+
+    def _wrong_hosts(self) -> list[tuple[Keys, str]]:
+        """Keys that would go where they do not belong, and hosts allowed for nothing."""
+        reaches = self.reaches
+        wrong: list[tuple[Keys, str]] = [
+            (("models", name, setting), text) for name, setting, text in wrong_reaches(reaches, self.allow_hosts)
+        ]
+        entries = wrong_entries(self.allow_hosts, reaches.values())
+        return wrong + [(("allow_hosts", entry), text) for entry, text in entries]
 
     @property
     def _scorers(self) -> list[str]:
@@ -216,13 +238,21 @@ class Config(Part):
         return [(("tasks", name) if name else ("task",), task) for name, task in self.every.items()]
 
     def _wrong_models(self) -> list[tuple[Keys, str]]:
-        """Judges, deciding and voting models that are named and not there."""
+        """Judges, deciding and voting models and fallbacks that are named and not there."""
         asked: list[tuple[Keys, Json]] = [
             ((*keys, *inner), name) for keys, task in self._sections() for inner, name in task.models.items()
         ]
         for at, value in enumerate(self.space.values("use_consensus")):
             asked += [(("space", "use_consensus", at), name) for name in (value if isinstance(value, tuple) else ())]
-        return [
+        wrong: list[tuple[Keys, str]] = []
+        for model, settings in self.models.items():
+            for at, name in enumerate(settings.fallbacks):
+                keys = ("models", model, "fallbacks", at)
+                asked.append((keys, name))
+                if name == model or name in settings.fallbacks[:at]:
+                    text = "is the model itself" if name == model else "is named twice"
+                    wrong.append((keys, f"{name!r} {text}; name other models, each once"))
+        return wrong + [
             (keys, unknown("nothing of this name under models", value, self.models))
             for keys, value in asked
             if value not in self.models
@@ -265,6 +295,8 @@ PATHS: tuple[Keys, ...] = (
 )
 """Settings that are paths, or code in a file (`file.py:name`), where they are texts; relative ones start at the folder
 of the config file. '*' is every entry of a list or mapping."""
+SHIPPED = "evocluster-files"
+"""The folder of a package that the files of a submitted run are in; what stands before it differs by cluster."""
 
 
 def load(path: str | Path, sets: Sequence[str] = ()) -> Config:
@@ -292,6 +324,47 @@ def dump(config: Config) -> str:
     data = config.model_dump(mode="json")
     _absolute(data, config.root)
     return written(data)
+
+
+def paths(config: Config) -> list[tuple[Keys, str]]:
+    """The settings of PATHS that are set, as texts."""
+    data = config.model_dump(mode="json")
+    return [
+        (keys, holder[last]) for keys in PATHS for holder, last in holders(data, keys) if isinstance(holder[last], str)
+    ]
+
+
+def shipped(config: Config, place: Callable[[Keys, str], str]) -> str:
+    """The resolved config as YAML for a run on a cluster that is there; `place` says where each path of PATHS is."""
+    data = _placed_by(config, place)
+    data["engine"] |= {"runner": "ray", "address": "auto"}
+    return written(data)
+
+
+def moved(config: Config, root: Path) -> Config:
+    """The config of a shipped run whose files lie at `root` now; other paths stay. Raises: errors.ConfigError."""
+
+    def place(keys: Keys, text: str) -> str:
+        _, found, rest = text.partition(f"/{SHIPPED}/")
+        if text.endswith(f"/{SHIPPED}"):
+            return str(root)
+        return str(root / rest) if found else text
+
+    return parse(_placed_by(config, place), config.root)
+
+
+def unmoved(text: str) -> str:
+    """A path, or code in a file, by the same name wherever a package was unpacked."""
+    return text.partition(f"/{SHIPPED}/")[2] or text
+
+
+def _placed_by(config: Config, place: Callable[[Keys, str], str]) -> dict[str, Any]:
+    data = config.model_dump(mode="json")
+    for keys in PATHS:
+        for holder, last in holders(data, keys):
+            if isinstance(holder[last], str):
+                holder[last] = place(keys, holder[last])
+    return data
 
 
 def schema() -> dict[str, Any]:

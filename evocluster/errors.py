@@ -17,6 +17,9 @@
     |   +-- BadReply                7   an answer that cannot be used: HTML, empty choices, no usage
     |   +-- Refused                 7   key, model name or endpoint is wrong (401, 403, 404...); never retried
     +-- BelowBar                    8   a measured figure is below what was asked for
+    +-- RunHeld                     9   another process writes this run folder: this one leaves
+    +-- JobError                   10   the job server of a cluster cannot be reached, refuses, or does not know the job
+    |   +-- JobServerAway           10   no answer from it just now (asking again may help)
     +-- OperatorFailed              1   an operator made no child: becomes its trial's error
     +-- TooManyCalls                1   a pipeline asked more often than it said: becomes its evaluation's error
     +-- Interrupted               130   Ctrl-C: everything finished was saved
@@ -25,6 +28,8 @@ Messages name the value with !r, what was allowed, and the remedy. All of them s
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class EvoclusterError(Exception):
@@ -80,6 +85,10 @@ class ModelError(EvoclusterError):
 
     exit_code = 7
     retryable = False
+    billable = False
+    """The endpoint may have answered, and charged for it, although nothing usable came back."""
+    used: Any = None
+    """records.Usage: what the failed call may have cost, as llm.charged reckons it; None where it cost nothing."""
 
 
 class Unreachable(ModelError):
@@ -111,10 +120,13 @@ class DeadlinePassed(ModelError):
     """No complete answer before the deadline."""
 
     retryable = True
+    billable = True
 
 
 class BadReply(ModelError):
     """An answer arrived that cannot be used."""
+
+    billable = True
 
 
 class Refused(ModelError):
@@ -125,6 +137,22 @@ class BelowBar(EvoclusterError):
     """A figure that was measured is below the least that was asked for; the report was printed before it."""
 
     exit_code = 8
+
+
+class RunHeld(EvoclusterError):
+    """Another process writes the run folder, or took it over while this one gave no sign of life."""
+
+    exit_code = 9
+
+
+class JobError(EvoclusterError):
+    """The job server of a Ray cluster refuses what it is asked, or knows no such job; the run itself is not touched."""
+
+    exit_code = 10
+
+
+class JobServerAway(JobError):
+    """The job server does not answer just now: asking again may help."""
 
 
 class OperatorFailed(EvoclusterError):

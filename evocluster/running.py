@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from evocluster.config import Config
 from evocluster.engine.aside import aside
@@ -18,8 +18,10 @@ from evocluster.engine.engine import Engine, carry
 from evocluster.engine.runner import LocalRunner, Runner
 from evocluster.engine.worker import Worker
 from evocluster.llm.cached import LocalCache
+from evocluster.llm.client import LLM
 from evocluster.llm.stack import Stack
 
+T = TypeVar("T")
 Make = Callable[[Runner], Engine]
 Show = Callable[[dict[str, Any]], None]
 
@@ -30,22 +32,32 @@ def carry_out(
     stack: Stack,
     config: Config,
     *,
+    again: Make | None = None,
     show: Show | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Carry the engine that `make` gives to its end; 'finished' or 'interrupted'. Raises: whatever ends the run."""
+    """Carry the engine that `make` gives to its end; 'finished' or 'interrupted'.
+
+    `again` makes it anew on what `make` left, should its process die on a cluster. Raises: whatever ends the run.
+    """
     if config.engine.runner == "local":
         stop = threading.Event()
         asked = partial(_either, interrupted, stop)
         return aside(partial(_run_local, make, worker, stack, config, show, asked), stop)
-    return _run_ray(make, worker, stack, config, show, interrupted)
+    return _run_ray(make, again or make, worker, stack, config, show, interrupted)
 
 
 def _run_ray(
-    make: Make, worker: Worker, stack: Stack, config: Config, show: Show | None, interrupted: Callable[[], bool]
+    make: Make,
+    again: Make,
+    worker: Worker,
+    stack: Stack,
+    config: Config,
+    show: Show | None,
+    interrupted: Callable[[], bool],
 ) -> str:
     from evocluster.cluster.population import drive
-    from evocluster.cluster.runner import Layout
+    from evocluster.cluster.seats import Layout
 
     settings = config.engine
     return drive(
@@ -54,6 +66,7 @@ def _run_ray(
         stack,
         config.cache.folder(),
         Layout(settings.in_flight, settings.workers),
+        again=again,
         address=settings.address,
         show=show,
         interrupted=interrupted,
@@ -104,3 +117,22 @@ async def _serving(stack: Stack, started: list[Any]) -> dict[str, tuple[str, ...
 
 def _either(interrupted: Callable[[], bool], stop: threading.Event) -> bool:
     return interrupted() or stop.is_set()
+
+
+def asked(config: Config, stack: Stack, work: Callable[[LLM], Awaitable[T]]) -> T:
+    """Some work with these models, cached as in a run. Raises: errors.ConfigError, errors.ModelError."""
+    from evocluster.store.cache import DiskCache
+
+    stack.check()
+    folder = config.cache.folder()
+
+    async def ask() -> T:
+        with ExitStack() as held:
+            disk = held.enter_context(closing(DiskCache(folder))) if config.cache.enabled and folder else None
+            try:
+                cache = LocalCache(disk) if config.cache.enabled else None
+                return await work(await stack.open(cache, config.engine.in_flight))
+            finally:
+                await stack.close()
+
+    return aside(lambda: asyncio.run(ask()))

@@ -4,7 +4,7 @@
     python scripts/bench_engine.py --short    under a minute; fewer evaluations, rougher figures
     python scripts/bench_engine.py --json     the last line is one JSON object
 
-Every search runs in a process of its own, on a local Ray, against a loopback endpoint (endpoint.py) whose
+Every search runs in a process of its own, on a local Ray, against a loopback endpoint (cluster/loopback.py) whose
 latencies are known. Efficiency is the makespan of a perfect greedy list scheduler on the same latencies, in
 the order they were asked for, over the wall time from the first request to the last answer. The scheduler of
 that bound waits for nothing; the search must end before validation begins, and validation before test, so a
@@ -25,9 +25,12 @@ from statistics import median
 from typing import Any
 
 import bench_layers
-from bench_world import LABELS, Sitting, World, carry_out, write
-from endpoint import Latency, running, stats
-from schedule import ROOT, greedy
+from bench_world import Sitting, carry_out
+
+from evocluster.cluster.ideal import greedy, in_order
+from evocluster.cluster.loopback import Latency, running, stats
+from evocluster.cluster.meter import ROOT
+from evocluster.cluster.world import LABELS, World, write
 
 RAY = ("raylet", "gcs_server")
 """Ray's own processes that work for every batch; its agents and monitors idle and are reported apart."""
@@ -99,15 +102,6 @@ def phases(folder: Path) -> list[int]:
         made[phase] += row["calls"] - row["cached_calls"]
     table.close()
     return list(made.values())
-
-
-def in_order(latencies: Sequence[float], sizes: Sequence[int], slots: int) -> float:
-    """Perfect makespan of consecutive groups of jobs, each begun when the one before is over."""
-    total, start = 0.0, 0
-    for size in sizes:
-        total += greedy(latencies[start : start + size], slots)
-        start += size
-    return total + greedy(latencies[start:], slots)
 
 
 def measure(case: Case, folder: Path) -> Timing:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 import numpy as np
-from bench_world import PRICE, World, write
-from endpoint import Latency, running
+
+from evocluster.cluster.loopback import Latency, running
+from evocluster.cluster.world import PRICE, World, write
 
 if TYPE_CHECKING:
     from evocluster.build import Plan
@@ -138,13 +139,19 @@ def client(work: Work, in_flight: int) -> float:
 
 
 def limits(work: Work, in_flight: int) -> float:
-    """Concurrency, deadline and retries around an instant model."""
+    """A lease with its renewals, deadline and retries around an instant model."""
+    from evocluster.llm.leases import Leases, OwnKeeper
     from evocluster.llm.limits import Limited
+    from evocluster.llm.quota import Terms
 
     async def calls() -> None:
-        rng = np.random.default_rng(0)
-        llm = Limited(_instant, max_concurrency=0, timeout_s=60, retries=4, rng=rng)
-        await spread(llm, work.requests, in_flight)
+        leases = Leases(OwnKeeper(), "bench")
+        lease = leases.of("instant", Terms())
+        await leases.open()
+        try:
+            await spread(Limited(_instant, lease, 60, 4, np.random.default_rng(0)), work.requests, in_flight)
+        finally:
+            await leases.close()
 
     return cpu_ms(calls, len(work.requests))
 

@@ -56,6 +56,19 @@ async def twice(runner: Runner, proposals: list[Proposal]) -> list[Trial]:
     return [*await all_of_them(runner, proposals), *await all_of_them(runner, proposals)]
 
 
+async def at_once(runner: Runner, proposals: list[Proposal]) -> tuple[list[int], list[Trial]]:
+    """Submit all, wait a while, and take what is there; the numbers, and what is there after that."""
+    before = runner.ready()
+    assert before == []
+    for proposal in proposals:
+        runner.submit(proposal)
+    found = [await runner.next()]
+    while len(found) < len(proposals):
+        await asyncio.sleep(0.05)
+        found += runner.ready()
+    return [trial.proposal.number for trial in found], runner.ready()
+
+
 async def something_more(runner: Runner, proposals: list[Proposal]) -> bool:
     """Whether a trial is still to come when all have come."""
     await all_of_them(runner, proposals)
@@ -132,3 +145,10 @@ class RunnerContract:
         world = plan(tmp_path, latency_s=hour, sigma=0.0, time_scale=1.0)
         came = await asyncio.wait_for(self.meet(world, left_alone, questions(world, 4)), hour / 60)
         assert not came
+
+    async def test_what_came_back_already_is_taken_without_waiting(self, tmp_path: Path) -> None:
+        world = plan(tmp_path)
+        proposals = questions(world, 5)
+        taken, after = await self.meet(world, at_once, proposals)
+        assert sorted(taken) == sorted(proposal.number for proposal in proposals)
+        assert after == []

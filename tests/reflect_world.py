@@ -96,6 +96,9 @@ class Scribe:
 
         return llm
 
+    def resize(self, slots: int) -> None:
+        """It answers at once."""
+
     async def close(self) -> None:
         """Nothing to close."""
 

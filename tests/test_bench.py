@@ -18,10 +18,13 @@ import aiohttp
 import bench_engine
 import psutil
 import pytest
-from endpoint import Latency, running, stats
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule import Meter, greedy
+
+from evocluster.cluster.ideal import greedy, in_order
+from evocluster.cluster.loopback import Latency, running, stats
+from evocluster.cluster.meter import ROOT as ROOT_NAME
+from evocluster.cluster.meter import Meter, below
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = st.lists(st.floats(min_value=0.0, max_value=100.0), max_size=60)
@@ -56,8 +59,8 @@ def test_greedy_needs_a_slot() -> None:
 
 def test_phases_wait_for_each_other_in_the_second_bound() -> None:
     jobs = [1.0, 1.0, 1.0, 5.0, 1.0, 1.0]
-    assert bench_engine.in_order(jobs, [3, 3], 2) == 2.0 + 5.0
-    assert bench_engine.in_order(jobs, [0, 0], 2) == greedy(jobs, 2) == 6.0
+    assert in_order(jobs, [3, 3], 2) == 2.0 + 5.0
+    assert in_order(jobs, [0, 0], 2) == greedy(jobs, 2) == 6.0
 
 
 def test_growth_is_read_past_the_jumps() -> None:
@@ -179,11 +182,11 @@ async def test_requests_sent_together_are_answered_in_order(url: str) -> None:
 
 def test_it_dies_with_its_parent() -> None:
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); import endpoint\n"
-        "with endpoint.running(endpoint.Latency.parse('fixed:1')) as url:\n"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from evocluster.cluster import loopback\n"
+        "with loopback.running(loopback.Latency.parse('fixed:1')) as url:\n"
         "    print(url, flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "scripts")], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
     with parent:
         assert parent.stdout is not None
         assert parent.stdout.readline().startswith("http://127.0.0.1:")
@@ -197,8 +200,22 @@ def test_the_meter_sees_the_cpu_of_the_tree() -> None:
     burn = "import time; e = time.process_time() + 0.3\nwhile time.process_time() < e: pass\ntime.sleep(5)"
     with subprocess.Popen([sys.executable, "-c", burn]) as process:
         started = time.monotonic()
-        with Meter(process.pid, every_s=0.02) as meter:
+        with Meter(below(process.pid), every_s=0.02) as meter:
             while sum(meter.cpu_s(started, time.monotonic()).values()) < 0.25 and time.monotonic() < started + 4:
                 time.sleep(0.05)
         process.kill()
     assert 0.2 < sum(meter.cpu_s(started, time.monotonic()).values()) < 0.6
+    assert 0 < meter.machine(started, time.monotonic()) <= 1
+    assert meter.peak_mb == pytest.approx(meter.node_mb[""])
+    assert meter.peak_mb > 1
+
+
+def test_a_process_that_is_over_keeps_its_name() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.2)"]) as process:
+        listed = below(process.pid)
+        with Meter(listed, every_s=0.02) as meter:
+            started = time.monotonic()
+            while listed()[0].process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < started + 20:
+                time.sleep(0.05)
+            time.sleep(0.3)
+    assert {name for name, _ in meter.processes(started, time.monotonic())} == {ROOT_NAME}

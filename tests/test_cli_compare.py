@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from command import call
+from small import edited
 from two_runs import ASKED, PLAIN, finished
 
 WILD = "\x1b[2J[red]evil\u202e"
@@ -164,6 +165,7 @@ def test_wrong_words_are_explained(runs: tuple[Path, Path], words: tuple[str, ..
 
 def test_texts_cannot_command_the_terminal(runs: tuple[Path, Path], tmp_path: Path) -> None:
     wild = Path(shutil.copytree(runs[0], tmp_path / "wild"))
+    edited(wild)
     lines = (wild / "examples.jsonl").read_text().splitlines()
     rows = [{**json.loads(line), "input": f"{WILD} {{x}}\n two"} for line in lines]
     (wild / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

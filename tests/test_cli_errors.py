@@ -11,6 +11,8 @@ import pytest
 from command import Outcome, call
 from small import write_config
 
+from evocluster.telemetry import log
+
 FREE = {"prompt_usd_per_mtok": 0, "completion_usd_per_mtok": 0}
 NOWHERE = {"kind": "direct", "base_url": "http://127.0.0.1:1/v1", "model": "x", "retries": 0}
 
@@ -137,8 +139,8 @@ def test_a_folder_that_is_no_run_or_a_damaged_one(tmp_path: Path, verb: str) -> 
     config, run = write_config(tmp_path), tmp_path / "run"
     assert call("run", config, "--out", run).code == 0
     (run / "run.json").write_text("{")
-    refused(call(verb, run), 4, "run.json", "cannot be read")
-    (run / "run.json").write_text("[]")
+    refused(call(verb, run), 4, "run.json", "it is cut")
+    (run / "run.json").write_text("[]\n")
     refused(call(verb, run), 4, "run.json", "not a JSON object")
 
 
@@ -167,3 +169,15 @@ def test_an_error_prints_no_terminal_sequence(tmp_path: Path) -> None:
 
 def test_an_unknown_embedded_model_is_2() -> None:
     refused(call("models", "install", "nope"), 2, "'nope'", "smollm2-135m-instruct")
+
+
+def test_a_warning_of_the_log_is_a_line_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def text() -> str:
+        log.warning("the token [bold]file[/bold] is open")
+        log.error("told by whoever catches it")
+        return "{}"
+
+    monkeypatch.setattr("evocluster.cli.schema.text", text)
+    left = call("schema")
+    assert left.err == "warning: the token [bold]file[/bold] is open\n"
+    assert left.out.strip() == "{}"

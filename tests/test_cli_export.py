@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from command import call, environment
-from small import LABELS, settings, write_config, write_data
+from small import LABELS, edited, settings, write_config, write_data
 
 from evocluster import build
 from evocluster.cli.screen import inert
@@ -67,7 +68,8 @@ def test_no_run_and_no_front_are_told_apart(tmp_path: Path, run: Path) -> None:
     assert "holds no run" in call("export", tmp_path, "--as", "json").err
     young = tmp_path / "young"
     young.mkdir()
-    (young / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"interrupted"'))
+    shutil.copy(run / "run.json", young)
+    edited(young, status="interrupted")
     outcome = call("export", young, "--as", "json")
     assert outcome.code == 2
     assert "has no recommended configuration (status: interrupted); finish it with evocluster resume" in outcome.err

@@ -291,3 +291,25 @@ def test_time_left_follows_the_budget_that_ends_first() -> None:
     assert "about 60 s left" in line(progress, 1.0)
     assert "about 540 s left" in line({**progress, "calls": 1}, 1.0)
     assert "left" not in line({**progress, "budget": {}}, 1.0)
+
+
+def driver(*words: object) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+
+
+def test_of_two_drivers_on_one_folder_one_goes_on_and_the_other_leaves_with_code_9(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, **slow()), tmp_path / "run"
+    with driver("run", config, "--out", run, "--runner", "local") as first:
+        wait_for_trials(run, first)
+        second = call("resume", run)
+        assert (second.code, second.out) == (9, "")
+        assert f"is in use by process {first.pid} on " in second.err
+        assert "wait until that process ends, stop it, or choose another folder" in second.err
+        first.kill()
+    with driver("resume", run) as third, driver("resume", run) as fourth:
+        codes = sorted([third.wait(60), fourth.wait(60)])
+    assert codes in ([0, 0], [0, 9])  # the killed holder keeps nobody out; who comes after the end finds it finished
+    assert front(run)["members"]

@@ -16,7 +16,7 @@ from evocluster import config as configs
 from evocluster.cli.init import Kind, starter
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("clusters", "kuberay"))
 SCHEMA = configs.schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 

@@ -22,7 +22,8 @@ from small import LABELS, settings, small_config, write_config
 
 from evocluster import build
 from evocluster.cluster.population import Population
-from evocluster.cluster.runner import Layout, RayRunner
+from evocluster.cluster.runner import RayRunner
+from evocluster.cluster.seats import Layout
 from evocluster.cluster.session import unwrapped
 from evocluster.engine.engine import Engine
 from evocluster.engine.runner import Runner

@@ -649,6 +649,40 @@ def test_what_the_parts_of_a_task_need(tmp_path: Path, task: dict[str, Any], sai
         configs.load(_changed(tmp_path, **task))
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"fallbacks": ["smal"]}, r"models\.small\.fallbacks\.0: nothing of this name .*'smal'.*allowed: small, gpt-4"),
+        ({"fallbacks": ["gpt-4.1", "small"]}, r"models\.small\.fallbacks\.1: 'small' is the model itself"),
+        ({"fallbacks": ["gpt-4.1", "gpt-4.1"]}, r"fallbacks\.1: 'gpt-4\.1' is named twice"),
+        ({"hedge": 0.5}, r"models\.small\.hedge: should be less than or equal to 0\.2"),
+        ({"requests_per_minute": -1}, r"requests_per_minute"),
+    ],
+)
+def test_limits_of_models_that_cannot_be(tmp_path: Path, model: dict[str, Any], said: str) -> None:
+    data = yaml.safe_load(RUN)
+    data["models"]["small"].update(model)
+    with pytest.raises(ConfigError, match=said):
+        configs.parse(data, tmp_path)
+
+
+def test_limits_of_models_reach_the_model_behind_a_name(tmp_path: Path) -> None:
+    data = yaml.safe_load(RUN)
+    limits = {"requests_per_minute": 60, "tokens_per_minute": 9000, "hedge": 0.05, "fallbacks": ["small"]}
+    data["models"]["gpt-4.1"] = {"kind": "auto", "model": "openai/gpt-4.1", "max_concurrency": 3, **limits}
+    model = configs.parse(data, tmp_path).resolved_models()["gpt-4.1"]
+    assert isinstance(model, Direct)
+    assert {name: model.model_dump(mode="json")[name] for name in limits} == limits
+    assert (model.terms.max_concurrency, model.terms.requests_per_minute) == (3, 60)
+
+
+def test_the_embedded_model_has_no_provider_to_be_patient_with(tmp_path: Path) -> None:
+    data = yaml.safe_load(RUN)
+    data["models"]["small"] = {"kind": "local", "name": "smollm2-135m-instruct", "hedge": 0.05}
+    with pytest.raises(ConfigError, match=r"hedge.*no provider whose patience could end"):
+        configs.parse(data, tmp_path)
+
+
 def test_genes_that_need_something(tmp_path: Path) -> None:
     path = _changed(tmp_path)
     with pytest.raises(ConfigError, match=r"space\.retriever_topk: nothing to retrieve from; add `retrieval:"):

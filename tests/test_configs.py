@@ -11,7 +11,11 @@ from evocluster import build
 from evocluster import config as configs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+OTHERS = ("clusters", "kuberay")
+"""Folders of what Ray and Kubernetes read."""
+SHIPPED = sorted(
+    path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml") if path.parent.name not in OTHERS
+)
 REAL = CONFIGS.parents[1] / "shared" / "data"
 
 

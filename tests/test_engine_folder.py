@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import socket
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas
 import pytest
+from small import edited
 
 from evocluster.engine.folder import COLUMNS, Folder, recipe, rows
-from evocluster.errors import RunDamaged, RunExists, StoreError
+from evocluster.errors import RunDamaged, RunExists, RunHeld
 from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
+from evocluster.store import lease
 
 
 def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
@@ -48,6 +54,12 @@ def trial(number: int, items: int = 2, error: str | None = None) -> Trial:
         usage=usage,
         error=error,
     )
+
+
+def crash(folder: Folder) -> None:
+    """Forget the folder without closing it, as a killed process does."""
+    folder._table.leave()
+    folder._held.close()
 
 
 def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
@@ -117,7 +129,7 @@ def test_a_start_that_died_before_its_config_can_be_made_again(tmp_path: Path) -
 
 def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(RunHeld, match="in use"):
         Folder.open(tmp_path / "run")
     folder.close()
     Folder.open(tmp_path / "run").close()
@@ -126,12 +138,99 @@ def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
 def test_a_torn_genome_line_is_dropped_and_a_changed_one_refused(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
     folder.append(trial(0))
-    folder.close()
+    crash(folder)
     path = tmp_path / "run" / "genomes.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"id": "torn", "gen')
-    Folder.open(tmp_path / "run").close()
+    crash(Folder.open(tmp_path / "run"))
     assert path.read_text() == whole
     path.write_text(whole.replace("rubric 0", "rubric X"))
-    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: genome .* does not match"):
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: not a genome: its digest under 'sha256' does not fit"):
         Folder.open(tmp_path / "run")
+    (tmp_path / "run" / "SHA256SUMS").unlink()  # as of a version without digests
+    line = json.loads(whole)
+    del line["sha256"]
+    path.write_text(json.dumps({**line, "id": "other"}) + "\n")
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:1: genome 'other' does not match"):
+        Folder.open(tmp_path / "run")
+
+
+def test_sha256sum_of_coreutils_checks_a_closed_folder(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    folder.append(trial(0))
+    folder.keep_examples({"train": []})
+    folder.write("run.json", {"status": "finished"})
+    folder.write("front.json", {"members": []})
+    folder.close()
+    command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=tmp_path / "run", capture_output=True, text=True, check=True)
+    names = ["config.yaml", "examples.jsonl", "front.json", "genomes.jsonl", "run.json", "trials/part-000001.parquet"]
+    assert done.stdout.splitlines() == [f"{name}: OK" for name in names]
+    Folder.check(tmp_path / "run")
+    (tmp_path / "run" / "front.json").write_text("{}")
+    with pytest.raises(RunDamaged, match=r"front\.json' is not as it was written: its sha256 is .* SHA256SUMS says"):
+        Folder.check(tmp_path / "run")
+
+
+def test_a_folder_without_digests_gets_them_when_it_is_opened(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run", "name: x\n")
+    folder.append_many([trial(0), trial(1)])
+    folder.write("run.json", {"status": "running"})
+    crash(folder)
+    (tmp_path / "run" / "trials" / "tail-000001.receipts").unlink()
+    genomes = tmp_path / "run" / "genomes.jsonl"
+    lines = [
+        {key: value for key, value in json.loads(line).items() if key != "sha256"}
+        for line in genomes.read_text().splitlines()
+    ]
+    genomes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    edited(tmp_path / "run")
+    again = Folder.open(tmp_path / "run")
+    assert [stored.number for stored in again.replay()] == [0, 1]
+    assert again.read("run.json") == {"status": "running"}
+    crash(again)
+    assert (tmp_path / "run" / "trials" / "tail-000001.receipts").exists()
+    other = genomes.read_bytes().replace(b"rubric 1", b"rubric 2")
+    genomes.write_bytes(other)
+    with pytest.raises(RunDamaged, match=r"genomes.jsonl:2: not a genome"):
+        Folder.open(tmp_path / "run")
+
+
+def test_a_link_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for aim in ("empty", "nowhere"):
+        (tmp_path / "run").symlink_to(tmp_path / aim)
+        with pytest.raises(RunExists, match="a link is none"):
+            Folder.check_new(tmp_path / "run")
+        (tmp_path / "run").unlink()
+    Folder.check_new(tmp_path / "empty")
+
+
+def test_a_writer_on_another_machine_that_was_paused_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)  # a shared file system on which it means nothing
+    monkeypatch.setattr(lease, "LEASE_S", 0.3)
+    paused = Folder.create(tmp_path / "run", "name: x\n")
+    paused.append(trial(0))
+    paused._lease._keep = lambda: None  # type: ignore[method-assign]
+    paused._lease._over.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        second = Folder.open(tmp_path / "run")
+    paused._lease._over.clear()
+    second.append(trial(1))
+    late = [row for row in rows(trial(666))]
+    # It was stopped between its check and its write: what it writes lands in a file that nobody reads.
+    paused._table._guard = lambda: None
+    paused._table.append(late)
+    attempts: list[Callable[[], None]] = [
+        *(lambda: paused.append(trial(2)), lambda: paused.write("run.json", {})),
+        *(paused._lease.check, paused.close),
+    ]
+    for attempt in attempts:
+        with pytest.raises(RunHeld, match="on elsewhere, after this process gave no sign of life"):
+            attempt()
+    assert [stored.number for stored in second.replay()] == [0, 1]
+    second.close()
+    last = Folder.open(tmp_path / "run")
+    assert [stored.number for stored in last.replay()] == [0, 1]
+    last.close()

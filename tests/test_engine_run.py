@@ -16,12 +16,12 @@ from typing import Any
 import pandas
 import pytest
 from servers import FaultServer, Mode
-from small import LABELS, settings, small_config, write_config
+from small import LABELS, edited, settings, small_config, write_config
 
 from evocluster import build
 from evocluster.engine.engine import carry
 from evocluster.engine.runner import LocalRunner, Runner
-from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, StoreError
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 
@@ -164,10 +164,10 @@ def test_what_would_make_it_another_run_is_refused_on_resume(tmp_path: Path) -> 
             build.resume(run, sets=[text])
     assert (run / "config.yaml").read_text() == kept
     found = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**found, "stops": [{"at": 99, "reason": "minutes"}]}))
+    edited(run, stops=[{"at": 99, "reason": "minutes"}])
     with pytest.raises(ConfigError, match=r"search is over, so 'budget\.generations' can no longer"):
         build.resume(run, sets=["budget.generations=4"])
-    (run / "run.json").write_text(json.dumps(found))
+    edited(run, stops=found["stops"])
     assert build.resume(run, sets=["engine.workers=3"]).run["status"] == "finished"
 
 
@@ -244,8 +244,7 @@ def test_a_run_stopped_by_minutes_and_interrupted_in_its_check_is_resumed(tmp_pa
 def test_resume_with_other_data_is_refused(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     build.run(build.plan(config), tmp_path / "run")
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "interrupted"}))
+    edited(tmp_path / "run", status="interrupted")
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     (tmp_path / "train.jsonl").write_text("\n".join(lines[4:]) + "\n")
     with pytest.raises(RunDamaged, match="data 'train' changed since the run began"):
@@ -313,7 +312,12 @@ class Outage:
         self._inner.submit(proposal)
 
     async def next(self) -> Trial:
-        trial = await self._inner.next()
+        return self._meddled(await self._inner.next())
+
+    def ready(self) -> list[Trial]:
+        return [self._meddled(trial) for trial in self._inner.ready()]
+
+    def _meddled(self, trial: Trial) -> Trial:
         if trial.proposal.purpose != "test" or self.asked[trial.proposal.number] > self._times:
             return trial
         failed = [one.model_copy(update={"error": "model: Unreachable: gone"}) for one in trial.evaluations]
@@ -362,10 +366,9 @@ def test_two_runs_on_one_folder_are_kept_apart(tmp_path: Path) -> None:
     from evocluster.engine.folder import Folder
 
     build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    edited(tmp_path / "run", status="running")
     held = Folder.open(tmp_path / "run")
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(RunHeld, match="in use"):
         build.resume(tmp_path / "run")
     held.close()
 
@@ -403,12 +406,12 @@ def test_a_judged_run_resumes_to_the_same_accounts(tmp_path: Path) -> None:
     whole = build.run(build.plan(config), tmp_path / "whole")
     build.run(build.plan(config), tmp_path / "cut")
     cut = tmp_path / "cut"
-    (cut / "run.json").write_text(json.dumps({**json.loads((cut / "run.json").read_text()), "status": "interrupted"}))
+    edited(cut, status="interrupted")
     again = build.resume(cut)
     assert again.front == whole.front
     assert again.run["calls"] == whole.run["calls"]
     (tmp_path / "good.md").write_text("---\nversion: 2\n---\n5: quite right. 1: wrong.\n")
-    (cut / "run.json").write_text(json.dumps({**json.loads((cut / "run.json").read_text()), "status": "interrupted"}))
+    edited(cut, status="interrupted")
     with pytest.raises(RunDamaged, match=r"rubrics '.*good\.md' changed since the run began"):
         build.resume(cut)
 

@@ -13,11 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FOUNDATION = ("records", "errors", "telemetry")
+FOUNDATION = ("records", "errors", "redaction", "names", "telemetry")
 FLOORS: dict[str, tuple[str, ...]] = {
     "records": (),
     "errors": (),
-    "telemetry": (),
+    "redaction": (),
+    "names": (),
+    "telemetry": ("redaction",),
     "parts": FOUNDATION,
     "llm": (*FOUNDATION, "parts"),
     "store": FOUNDATION,
@@ -46,10 +48,30 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "cluster",
             "online",
             "running",
+            "address",
+            "trust",
         ),
     ),
+    "trust": (*FOUNDATION, "config", "llm", "tasks"),
+    "address": (*FOUNDATION, "store", "engine", "report"),
     "running": (*FOUNDATION, "llm", "store", "engine", "config", "cluster"),
-    "cli": (*FOUNDATION, "build", "config", "document", "complaints", "report"),
+    "shipping": (*FOUNDATION, "complaints", "config", "tasks.code"),
+    "submission": (*FOUNDATION, "build", "config", "shipping", "cluster", "report"),
+    "scaling": (*FOUNDATION, "build", "config", "engine", "cluster"),
+    "cli": (
+        *FOUNDATION,
+        "build",
+        "scaling",
+        "config",
+        "document",
+        "complaints",
+        "report",
+        "address",
+        "shipping",
+        "submission",
+        "cluster.jobs",
+        "cluster.follow",
+    ),
     "__init__": (
         *("build", "config", "records", "llm.client"),
         *("search.optimizer", "report.result", "tasks.calls", "tasks.execution"),
@@ -59,6 +81,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 
 HOMES: dict[str, str] = {
     "ray": "cluster/",
+    "psutil": "cluster/meter.py",
     "pymoo": "search/nsga2.py",
     "bm25s": "tasks/retrieval.py",
     "litellm": "llm/remote.py",
@@ -87,7 +110,13 @@ ROOTS = ("evocluster", "evocluster.__version__")
 """What of the package itself every room may import: it loads nothing."""
 LAZY = ("ray", "pymoo", "litellm", "xllamacpp", "bm25s", "scipy", "mlflow", "pandas")
 """Libraries so heavy that only functions may import them."""
-PLAIN: dict[str, tuple[str, ...]] = {"records": ("pydantic",), "errors": (), "telemetry": ("opentelemetry",)}
+PLAIN: dict[str, tuple[str, ...]] = {
+    "records": ("pydantic",),
+    "errors": (),
+    "redaction": (),
+    "names": (),
+    "telemetry": ("opentelemetry",),
+}
 """The whole third-party diet of floor 1."""
 
 TOP = (

@@ -17,6 +17,7 @@ import pytest
 from contract_llm import ModelContract, chat, completion, opened
 from hypothesis import given
 from hypothesis import strategies as st
+from leased import leased
 from pydantic import ValidationError
 from servers import FaultServer, Mode
 
@@ -146,8 +147,8 @@ def test_retry_after_may_be_a_date() -> None:
 async def test_retries_are_ours_alone_and_counted_at_the_server(server: FaultServer) -> None:
     async def no_pause(seconds: float) -> None: ...
 
-    async with opened(direct(server.url)) as model:
-        limited = Limited(model, 0, 30, 3, np.random.default_rng(1), no_pause)
+    async with opened(direct(server.url)) as model, leased() as lease:
+        limited = Limited(model, lease, 30, 3, np.random.default_rng(1), sleep=no_pause)
         server.then(["error_429", "error_500"])
         assert (await limited(chat())).text.startswith("ok")
         assert server.requests == limited.attempts == 3
@@ -337,3 +338,20 @@ def test_whatever_arrives_is_an_answer_with_usage_or_a_model_error(body: bytes) 
         return
     assert isinstance(answer.text, str)
     assert answer.prompt_tokens > 0
+
+
+async def test_an_answer_that_repeats_the_key_is_not_kept(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIN_KEY", "a-plain-key-0123")
+    server.answer = lambda body: "you sent a-plain-key-0123"
+    async with opened(direct(server.url, key_env="PLAIN_KEY")) as model:
+        with pytest.raises(Refused, match="repeats the key") as caught:
+            await model(chat())
+    assert "a-plain-key" not in str(caught.value)
+
+
+def test_no_half_of_a_key_is_left_where_a_refusal_is_cut() -> None:
+    key = "house.key.0123456789.of-no-known-form"
+    for padding in (*range(150, 210), *range(3950, 4010), wire.SAID_BYTES - 5):
+        said = str(wire.refusal(403, None, b" " * padding + key.encode(), "tiny", key))
+        assert key[:12] not in said
+        assert key[-12:] not in said

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contract_llm import ModelContract, chat, completion, opened
+from leased import leased
 from pydantic import ValidationError
 from servers import FaultServer, Mode
 
@@ -168,9 +169,9 @@ async def test_retries_are_ours_alone_and_counted_at_the_server(server: FaultSer
     async def no_pause(seconds: float) -> None: ...
 
     server.mode = "error_500"
-    async with opened(remote(server.url)) as model:
+    async with opened(remote(server.url)) as model, leased() as lease:
         with pytest.raises(Overloaded):
-            await Limited(model, 0, 30, 2, np.random.default_rng(1), no_pause)(chat())
+            await Limited(model, lease, 30, 2, np.random.default_rng(1), sleep=no_pause)(chat())
     assert server.requests == 3
 
 

@@ -11,6 +11,7 @@ import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import edited
 from two_runs import ASKED, PLAIN, finished
 
 from evocluster.errors import ConfigError, RunDamaged
@@ -30,7 +31,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
 
 def copied(result: Result, folder: Path) -> Path:
     """A copy of a run folder, to be changed."""
-    return Path(shutil.copytree(result.path, folder / "copy"))
+    copy = Path(shutil.copytree(result.path, folder / "copy"))
+    edited(copy)
+    return copy
 
 
 def test_a_better_configuration_is_said_to_be_better(runs: tuple[Result, Result]) -> None:
@@ -171,8 +174,7 @@ def test_genomes_are_chosen_by_words_and_prefixes(runs: tuple[Result, Result]) -
 def test_an_unfinished_run_is_compared_as_far_as_it_went(runs: tuple[Result, Result], tmp_path: Path) -> None:
     going = copied(runs[0], tmp_path)
     (going / "front.json").unlink()
-    status = json.loads((going / "run.json").read_text())
-    (going / "run.json").write_text(json.dumps({**status, "status": "running"}))
+    edited(going, status="running")
     with (going / "genomes.jsonl").open("a") as file:
         file.write('{"id": "being writ')
     result = Result(going)

@@ -13,6 +13,7 @@ import pytest
 from browser import PHONE, Seen, launched, opened
 from invented import Invented, invent
 from playwright.sync_api import Browser
+from small import edited
 
 from evocluster.report import page
 from evocluster.report.story import facts
@@ -330,8 +331,7 @@ def test_an_interrupted_run_without_a_choice_and_values_that_were_not_finite(
         member["train"]["latency_ms"] = {"value": None, "low": None, "high": None}
         member["train"]["cost_usd"]["high"] = None
     (run / "front.json").write_text(json.dumps(front))
-    status = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**status, "status": "interrupted", "stop_reason": None}))
+    edited(run, status="interrupted", stop_reason=None)
     page.write(facts(run), run / "report.html")
     with opened(browser, run / "report.html") as seen:
         assert "leads so far" in seen.text(".lead")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command import call
+from small import edited
 from two_runs import PLAIN, finished
 
 from evocluster.errors import ConfigError, RunDamaged, StoreError
@@ -64,7 +65,7 @@ def artefacts(uri: str, run_id: str, path: str | None = None) -> dict[str, str]:
 def changed(result: Result, folder: Path, **run: Any) -> Result:
     """A copy of a run folder with another run.json."""
     copy = Path(shutil.copytree(result.path, folder / "run"))
-    (copy / "run.json").write_text(json.dumps({**result.run, **run}))
+    edited(copy, **run)
     return Result(copy)
 
 

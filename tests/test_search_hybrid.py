@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from reflect_world import FIXES, World, write
 from search_world import ITEMS, START, drive, search, space
+from small import edited
 
 from evocluster import build
 from evocluster.config import load
@@ -111,7 +112,7 @@ def test_a_run_that_switched_by_the_clock_is_resumed(tmp_path: Path, monkeypatch
     assert done.run["halfway"] == 10
     assert not done.run["exploring"]
     assert done.run["commits"] > 20
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**done.run, "status": "interrupted"}))
+    edited(tmp_path / "run", status="interrupted")
     monkeypatch.setattr(Engine, "elapsed_s", property(lambda engine: 0.0))
     resumed = build.resume(tmp_path / "run")
     assert resumed.status == "finished"
@@ -123,7 +124,7 @@ def test_a_budget_by_which_it_has_switched_is_not_raised(tmp_path: Path) -> None
     config = write(tmp_path, {"strategy": "hybrid", "selection": "steady"}, {"calls": 500})
     done = build.run(build.plan(load(config)), tmp_path / "run")
     assert not done.run["exploring"]
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**done.run, "status": "interrupted"}))
+    edited(tmp_path / "run", status="interrupted")
     for part in (tmp_path / "run" / "trials").iterdir():
         part.rename(tmp_path / part.name)
     with pytest.raises(ConfigError, match=r"half of its budget ended exploring, so 'budget.calls' can no longer"):
@@ -353,5 +354,4 @@ def _rewind(run: Path, keep: int) -> None:
         table.append([row for row in rows if row["proposal"] == number])
     table.close()
     (run / "front.json").unlink()
-    status = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**status, "status": "running"}))
+    edited(run, status="running")

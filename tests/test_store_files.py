@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from evocluster.errors import RunDamaged, StoreError
-from evocluster.store.files import append_line, lock, read_json, write_atomic
+from evocluster.errors import RunDamaged, RunHeld, StoreError
+from evocluster.store.files import append_line, lock, read_json, refuse_links, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,12 +119,44 @@ def test_a_folder_has_one_holder_and_is_free_after_a_kill(tmp_path: Path) -> Non
     with child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match=f"in use by process {child.pid} "), lock(tmp_path):
+        with pytest.raises(RunHeld, match=f"in use by process {child.pid} "), lock(tmp_path):
             pass
         child.kill()
-    with lock(tmp_path), pytest.raises(StoreError, match=f"in use by process {os.getpid()} "), lock(tmp_path):
+    with lock(tmp_path), pytest.raises(RunHeld, match=f"in use by process {os.getpid()} "), lock(tmp_path):
         pass
     with lock(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
     with pytest.raises(StoreError, match="No such file"), lock(tmp_path / "nowhere"):
         pass
+
+
+def _locked(path: Path) -> None:
+    with lock(path.parent):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("genomes.jsonl", lambda path: append_line(path, "{}")),
+        (f".run.json.{os.getpid()}.tmp", lambda path: write_atomic(path.with_name("run.json"), "{}")),
+        (".lock", _locked),
+    ],
+)
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str, write: Callable[[Path], Any]) -> None:
+    aim = tmp_path / "aim"
+    aim.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).symlink_to(aim)
+    with contextlib.suppress(StoreError):
+        write(run / name)
+    assert aim.read_text() == "mine"
+
+
+def test_a_run_folder_with_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
+    refuse_links(tmp_path)
+    (tmp_path / "trials" / "tail.arrows").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunDamaged, match=r"tail\.arrows' is a symbolic link to .*nowhere'"):
+        refuse_links(tmp_path)

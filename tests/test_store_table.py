@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evocluster.errors import DataError, RunDamaged, RunExists, StoreError
-from evocluster.store import arrow
+from evocluster.store import arrow, receipts
 from evocluster.store.table import Table, scan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,8 @@ def test_rows_come_back_in_order_over_parts_and_tail(tmp_path: Path) -> None:
         table.append(trial(number))
         expected += trial(number)
     assert names(tmp_path / "trials") == [
-        *("part-000001.parquet", "part-000002.parquet", "part-000003.parquet", "tail-000004.arrows")
+        *("part-000001.parquet", "part-000002.parquet", "part-000003.parquet", "tail-000004.arrows"),
+        "tail-000004.receipts",
     ]
     assert (flat(table), table.rows) == (expected, 30)
     table.close()
@@ -160,7 +161,7 @@ def test_fsync_comes_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for second in (0.5, 0.9, 1.0, 1.5, 1.99, 2.0):
         now[0] = second
         table.append(trial(1))
-    assert synced == [1.0, 2.0]
+    assert synced == [1.0, 1.0, 2.0, 2.0]  # the tail, and the receipts that say so
     table.close()
     assert len(synced) > 2
 
@@ -241,6 +242,90 @@ def test_no_flipped_byte_makes_a_tail_lose_more_than_its_last_record() -> None:
             continue
         assert len(found) == 3 or (spot >= ends[2] and len(found) == 2)
         assert all(batch.to_pylist() for batch, _ in found)  # what was let through can be decoded
+
+
+def written(folder: Path, trials: int = 4, synced: int | None = None) -> tuple[bytes, bytes]:
+    """A table whose writer was killed, with an fsync after append `synced`; its tail and its receipts."""
+    now = [0.0]
+    table = Table.create(folder, COLUMNS, clock=lambda: now[0])
+    for number in range(trials):
+        now[0] += 2.0 * (number == synced)
+        table.append(trial(number))
+    crash(table)
+    return tuple((folder / f"tail-000001.{kind}").read_bytes() for kind in ("arrows", "receipts"))  # type: ignore[return-value]
+
+
+def test_every_damage_of_a_tail_or_its_receipts_is_noticed(tmp_path: Path) -> None:
+    tail, said = written(tmp_path)
+    expected = [entry for number in range(4) for entry in trial(number)]
+    for name, whole in (("tail-000001.arrows", tail), ("tail-000001.receipts", said)):
+        recovered = []
+        for spot in range(0, len(whole), 1 if name.endswith("receipts") else 13):
+            for content in (
+                whole[:spot],
+                whole[:spot] + bytes([whole[spot] ^ 1 << spot % 8]) + whole[spot + 1 :],
+                whole[:spot] + bytes(len(whole) - spot),
+            ):
+                (tmp_path / "tail-000001.arrows").write_bytes(tail)
+                (tmp_path / "tail-000001.receipts").write_bytes(said)
+                (tmp_path / name).write_bytes(content)
+                if content == whole:
+                    continue
+                try:
+                    table = Table.open(tmp_path, COLUMNS)
+                except RunDamaged:
+                    assert (tmp_path / name).read_bytes() == content
+                else:
+                    assert flat(table) == expected
+                    recovered.append(spot)
+                    crash(table)
+        # Only the last line of the receipts may go: the append before it is whole, and says so itself.
+        assert all(name.endswith("receipts") and spot >= said.rindex(b"kept") for spot in recovered)
+
+
+def test_an_append_that_was_never_acknowledged_is_cut_off_or_kept_whole(tmp_path: Path) -> None:
+    tail, said = written(tmp_path)
+    begun = said[: said.rindex(b"kept")]
+    start = int(begun.splitlines()[-1].split()[1])
+    for size in (start, start + 1, len(tail) - 1, len(tail)):
+        (tmp_path / "tail-000001.arrows").write_bytes(tail[:size])
+        (tmp_path / "tail-000001.receipts").write_bytes(begun)
+        assert [entry for rows in scan(tmp_path) for entry in rows] == [e for n in range(3) for e in trial(n)]
+        table = Table.open(tmp_path, COLUMNS)
+        kept = 4 if size == len(tail) else 3
+        assert (flat(table), table.torn_bytes) == (
+            [e for n in range(kept) for e in trial(n)],
+            (size - start) % len(tail[start:]),
+        )
+        table.append(trial(9))
+        crash(table)
+        again = Table.open(tmp_path, COLUMNS)
+        assert flat(again) == [e for n in (*range(kept), 9) for e in trial(n)]
+        crash(again)
+
+
+def test_only_a_loss_of_power_may_take_what_was_acknowledged_and_only_since_the_last_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tail, said = written(tmp_path, synced=1)
+    ends = [int(line.split()[2]) for line in said.splitlines() if line.startswith(b"begin")]
+    for end, lost in ((ends[3], 1), (ends[2], 2), (ends[2] - 5, None), (ends[1], None)):
+        for padding in (0, 3000):
+            (tmp_path / "tail-000001.arrows").write_bytes(tail[:end] + bytes(padding))
+            (tmp_path / "tail-000001.receipts").write_bytes(said)
+            with pytest.raises(RunDamaged, match=r"acknowledged append\(s\) after byte|does not fit its digest"):
+                Table.open(tmp_path, COLUMNS)
+            with monkeypatch.context() as patch:
+                patch.setattr(receipts, "boot", lambda: "another-boot")
+                if lost is None:
+                    with pytest.raises(RunDamaged):
+                        Table.open(tmp_path, COLUMNS)
+                    continue
+                caplog.clear()
+                table = Table.open(tmp_path, COLUMNS)
+                assert (table.lost, flat(table)) == (lost, [e for n in range(4 - lost) for e in trial(n)])
+                assert f"took the last {lost} append(s), which were acknowledged" in caplog.text
+                crash(table)
 
 
 def test_a_crash_between_part_and_tail_keeps_the_part(tmp_path: Path) -> None:
@@ -334,7 +419,11 @@ def test_a_seal_that_fails_leaves_the_rows_in_the_tail(tmp_path: Path, monkeypat
         patch.setattr(arrow, "write_part", full)
         with pytest.raises(StoreError, match="No space left"):
             table.append(trial(1))
-    assert (names(tmp_path), flat(table), table.rows) == (["tail-000001.arrows"], trial(0), 3)
+    assert (names(tmp_path), flat(table), table.rows) == (
+        ["tail-000001.arrows", "tail-000001.receipts"],
+        trial(0),
+        3,
+    )
     table.append(trial(1))
     assert flat(table) == trial(0) + trial(1)
     with monkeypatch.context() as patch:

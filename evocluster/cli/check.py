@@ -25,6 +25,12 @@ def check(
         typer.Option("--set", metavar="A.B=C", help="Change one value, e.g. --set budget.calls=500."),
     ] = None,
     no_call: Annotated[bool, typer.Option("--no-call", help="Only read and check; ask no model.")] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="Also run Python that the config names outside its own folder: you have looked at it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as one JSON object.")] = False,
 ) -> None:
     """Check a config before it costs: data, code, keys and prices; one example; calls, dollars and minutes of the run.
@@ -36,7 +42,7 @@ def check(
     from evocluster import build
     from evocluster.report.caveats import scarce
 
-    plan = build.plan(config, sets or [])
+    plan = build.plan(config, sets or [], allow_code=allow_code)
     console = screen.console()
     warnings = [text for text in (scarce(len(plan.splits.validation)),) if text]
     if not as_json:

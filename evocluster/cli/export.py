@@ -42,6 +42,13 @@ def export(
     ] = "recommended",
     out: Annotated[str, typer.Option("--out", help="The file to write; '-' is standard output.")] = "-",
     task: Annotated[str | None, typer.Option("--task", help="Which task, where the run has several.")] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Trust a run folder that was not made here: the Python it names, and where it sends keys.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a configuration of a run as something that works, and scores the same, without evocluster.
@@ -60,7 +67,7 @@ def export(
     target = None if out == "-" else Path(out)
     if target is not None and target.exists() and not force:
         raise RunExists(f"{out!r} is already there; choose another file, or replace it with --force")
-    found = build.exported(folder, genome, task, tests=form == "promptfoo")
+    found = build.exported(folder, genome, task, tests=form == "promptfoo", allow_code=allow_code)
     text = WRITERS[form](found)
     if target is None:
         encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")

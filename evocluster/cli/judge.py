@@ -61,6 +61,12 @@ def check(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the config.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="Also run Python that the config names outside its own folder: you have looked at it."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything, every grade too, as one JSON object.")
     ] = False,
@@ -79,7 +85,7 @@ def check(
     from evocluster import build
 
     how = {"limit": limit, "repeats": repeats, "pass_at": pass_at}
-    found = build.judge_check(config, labels, sets=sets or (), scorer=scorer, **how)
+    found = build.judge_check(config, labels, sets=sets or (), allow_code=allow_code, scorer=scorer, **how)
     if as_json:
         typer.echo(json.dumps(found))
     else:

@@ -2,12 +2,13 @@
 
 Exit codes: 0 done, 1 unexpected, 2 config or data wrong (nothing spent), 3 the run folder exists, 4 a run folder is
 damaged, 5 a budget ended before there was a front, 6 disk, 7 a model could not be used, 8 a figure is below what was
-asked for, 130 interrupted (saved).
+asked for, 9 another process writes the run folder, 10 a cluster's job server, 130 interrupted (saved).
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -15,10 +16,12 @@ import traceback
 import typer
 
 from evocluster.cli import (
+    bench,
     check,
     compare,
     export,
     init,
+    job,
     judge,
     models,
     report,
@@ -27,10 +30,12 @@ from evocluster.cli import (
     schema,
     screen,
     show,
+    submit,
     track,
     watch,
 )
 from evocluster.errors import EvoclusterError
+from evocluster.redaction import redacted
 
 app = typer.Typer(
     name="evocluster",
@@ -39,7 +44,7 @@ app = typer.Typer(
         "Example: evocluster run configs/quickstart.yaml; evocluster show runs/quickstart. "
         "Exit codes: 0 done, 1 unexpected, "
         "2 config or data, 3 run folder exists, 4 run folder damaged, 5 budget spent before a front, 6 disk, 7 model, "
-        "8 below what was asked, "
+        "8 below what was asked, 9 another process writes the run folder, 10 job server of a cluster, "
         "130 interrupted (everything finished is saved)."
     ),
     no_args_is_help=True,
@@ -50,6 +55,8 @@ app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
+app.command("submit")(submit.submit)
+app.add_typer(job.app, name="job")
 app.command("show")(show.show)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)
@@ -58,6 +65,7 @@ app.command("export")(export.export)
 app.command("track")(track.track)
 app.add_typer(judge.app, name="judge")
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 app.command("schema")(schema.schema)
 
 
@@ -74,6 +82,10 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Set-up common to all verbs."""
+    logger = logging.getLogger("evocluster")
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))  # for the run folder's log.jsonl
+    if not any(isinstance(one, screen.Warnings) for one in logger.handlers):
+        logger.addHandler(screen.Warnings(logging.WARNING))
 
 
 def main() -> None:
@@ -85,8 +97,8 @@ def main() -> None:
         app(prog_name="evocluster")
     except EvoclusterError as error:
         if os.environ.get("EVOCLUSTER_TRACEBACK"):
-            traceback.print_exc()
-        screen.console(stderr=True).print(screen.plain(f"error: {error}", "bold red"), soft_wrap=True)
+            sys.stderr.write(redacted(traceback.format_exc()))
+        screen.console(stderr=True).print(screen.plain(redacted(f"error: {error}"), "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
 
 

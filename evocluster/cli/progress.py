@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,11 +25,14 @@ PLAIN_EVERY_S = 5.0
 STILL_EVERY_S = 60.0
 """Between plain lines while nothing moves."""
 ROWS = 8
+Form = Literal["auto", "json"]
+JSON_EVERY_S, JSON_RARELY_S = 2.0, 60.0
+"""Between JSON lines at first, and in a long run: a log of days stays readable in one go."""
 
 
 class Display:
     """Call it with progress. On a terminal a live picture, otherwise a line each five seconds, or each minute while
-    nothing moves; silent when `quiet`.
+    nothing moves; silent when `quiet`. As `json`: an object a line on standard output, for programs.
     """
 
     def __init__(
@@ -35,9 +40,11 @@ class Display:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
         console: Console | None = None,
+        form: Form = "auto",
     ) -> None:
         self._console = console or screen.console(stderr=True)
         self._quiet = quiet
+        self._form = form
         self._clock = clock
         self._live: Live | None = None
         self._last = -STILL_EVERY_S
@@ -45,7 +52,7 @@ class Display:
         self._speed = Speed()
 
     def __enter__(self) -> Display:
-        if not self._quiet and self._console.is_terminal:
+        if not self._quiet and self._form == "auto" and self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
@@ -67,9 +74,12 @@ class Display:
 
     def __call__(self, progress: Mapping[str, Any]) -> None:
         """Show this progress (see engine.Engine.progress)."""
-        if self._quiet or not progress:
+        if not progress or (self._quiet and self._form == "auto"):
             return
         now = self._clock()
+        if self._form == "json":
+            self._tell(progress, now)
+            return
         rate = self._speed.update(now, progress.get("evaluations", 0))
         if self._live is not None:
             self._live.update(Group(plain(line(progress, rate), "bold"), _front(progress)))
@@ -78,6 +88,24 @@ class Display:
         if now - self._last >= (PLAIN_EVERY_S if moved != self._told else STILL_EVERY_S):
             self._last, self._told = now, moved
             self._console.print(plain(line(progress, rate)), soft_wrap=True)
+
+    def _tell(self, progress: Mapping[str, Any], now: float) -> None:
+        pause_s = min(JSON_RARELY_S, max(JSON_EVERY_S, float(progress.get("elapsed_s", 0.0)) / 200))
+        moved = tuple(progress.get(name) for name in ("phase", "evaluations", "calls"))
+        if now - self._last >= (pause_s if moved != self._told else JSON_RARELY_S):
+            self._last, self._told = now, moved
+            tell("progress", progress={**progress, "front": list(progress.get("front", []))[:ROWS]})
+
+
+def tell(kind: str, **what: object) -> None:
+    """A line for programs, all ASCII; cli.arrival, which must not import this, writes the same."""
+    sys.stdout.write(json.dumps({"evocluster": kind, **what}) + "\n")
+    sys.stdout.flush()
+
+
+def tell_result(result: Found) -> None:
+    """What a run came to, as a line for programs."""
+    tell("result", result={"folder": str(result.path), "run": result.run, "front": result.front})
 
 
 class Speed:
@@ -154,28 +182,28 @@ def _front(progress: Mapping[str, Any]) -> Table:
 
 @contextmanager
 def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """A question whether Ctrl-C was pressed. Once: finish and save; twice: leave at once.
+    """A question whether Ctrl-C was pressed, or SIGTERM came. Once: finish and save; twice: leave at once.
 
     `say` is told of the first one when the question is next asked: nothing is printed inside a signal handler.
     Raises: errors.Interrupted at the second.
     """
-    pressed = 0
+    pressed: list[int] = []
     said = False
 
     def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed += 1
-        if pressed > 1:
+        pressed.append(number)
+        if len(pressed) > 1:
             raise KeyboardInterrupt
 
     def asked() -> bool:
         nonlocal said
         if pressed and not said:
             said = True
-            say("interrupted: finishing what is in flight and saving it; Ctrl-C again leaves at once")
-        return pressed > 0
+            again = "Ctrl-C" if signal.SIGINT in pressed else "SIGTERM"
+            say(f"interrupted: finishing what is in flight and saving it; {again} again leaves at once")
+        return bool(pressed)
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {each: signal.signal(each, press) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     except KeyboardInterrupt:
@@ -184,7 +212,8 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             "go on with `evocluster resume FOLDER`"
         ) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def leave(result: Found) -> None:

@@ -12,13 +12,26 @@ from evocluster.cli.show import print_result
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The run folder that `evocluster run` made.")],
+    folder: Annotated[str, typer.Argument(help="The run folder that `evocluster run` made, or its s3://...")],
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Raise a budget before the search is over: --set budget.usd=5."),
     ] = None,
     runner: Annotated[str | None, typer.Option("--runner", help="ray or local (default: as before).")] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Trust a run folder that was not made here: the Python it names, and where it sends keys.",
+        ),
+    ] = False,
+    files: Annotated[
+        Path | None, typer.Option("--files", hidden=True, help="Where the package of a submitted run is unpacked.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    form: Annotated[
+        progress.Form, typer.Option("--progress", help="json: progress as JSON objects, a line each, for programs.")
+    ] = "auto",
 ) -> None:
     """Go on with a run that was interrupted, killed or failed; nothing finished is paid again.
 
@@ -30,7 +43,19 @@ def resume(
     """
     from evocluster import build
 
-    with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
-        result = build.resume(folder, runner, sets=sets or (), show=display, say=display.say, interrupted=interrupted)
-    print_result(result, as_json)
+    with progress.Display(quiet=as_json, form=form) as display, progress.interruptible(display.warn) as interrupted:
+        result = build.resume(
+            folder,
+            runner,
+            sets=sets or (),
+            allow_code=allow_code,
+            files=files,
+            show=display,
+            say=display.say,
+            interrupted=interrupted,
+        )
+    if form == "json":
+        progress.tell_result(result)
+    else:
+        print_result(result, as_json)
     progress.leave(result)

@@ -17,11 +17,22 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Change one value, e.g. --set budget.calls=500."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FOLDER", help="Run folder, or s3://... (default: runs/NAME).")
+    ] = None,
     runner: Annotated[
         str | None, typer.Option("--runner", help="ray (default) or local: in this process, no cluster.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="Also run Python that the config names outside its own folder: you have looked at it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    form: Annotated[
+        progress.Form, typer.Option("--progress", help="json: progress as JSON objects, a line each, for programs.")
+    ] = "auto",
 ) -> None:
     """Evolve a configuration: evaluates, selects, and writes the run folder.
 
@@ -36,10 +47,13 @@ def run(
     from evocluster import build
     from evocluster.report.caveats import scarce
 
-    plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])])
-    with progress.Display(quiet=as_json) as display, progress.interruptible(display.warn) as interrupted:
+    plan = build.plan(config, [*(sets or []), *([f"engine.runner={runner}"] if runner else [])], allow_code=allow_code)
+    with progress.Display(quiet=as_json, form=form) as display, progress.interruptible(display.warn) as interrupted:
         if few := scarce(len(plan.splits.validation)):
             display.say(f"warning: {few}")
         result = build.run(plan, out, show=display, say=display.say, interrupted=interrupted)
-    print_result(result, as_json)
+    if form == "json":
+        progress.tell_result(result)
+    else:
+        print_result(result, as_json)
     progress.leave(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -33,3 +34,12 @@ def console(stderr: bool = False) -> Console:
     if not made.is_terminal and not os.environ.get("COLUMNS"):
         made.width = PIPE_WIDTH
     return made
+
+
+class Warnings(logging.Handler):
+    """What is logged as a warning, as a line on standard error; errors are raised, and told by who catches them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raises."""
+        if record.levelno == logging.WARNING:
+            console(stderr=True).print(plain(f"warning: {record.getMessage()}", "yellow"), soft_wrap=True)

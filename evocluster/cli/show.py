@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evocluster.cli import screen
+from evocluster.cli.reading import found
 from evocluster.cli.screen import plain
 from evocluster.report.figures import heading
 from evocluster.report.found import Found
@@ -25,7 +26,7 @@ STYLES = {"*": "bold green", "start*": "bold green", "start": "dim"}
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[str, typer.Argument(help="A run folder, or its s3://...")],
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json and front.json as one JSON object.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print the recommended configuration whole.")] = False,
 ) -> None:
@@ -33,14 +34,17 @@ def show(
 
     Example: evocluster show runs/quickstart --full
     """
-    print_result(Found(folder), as_json, full)
+    print_result(found(folder), as_json, full)
 
 
-def print_result(result: Found, as_json: bool, full: bool = False) -> None:
-    """Print a result for people or for programs; rubrics and outputs are plain text, never markup."""
+def print_result(result: Found, as_json: bool, full: bool = False, following: Sequence[str] | None = None) -> None:
+    """Print a result for people or for programs; rubrics and outputs are plain text, never markup.
+
+    `following`: the commands that come next where the folder is not on this machine.
+    """
     if as_json:
         # All ASCII, so that no text in it can reach a terminal or a narrow encoding as anything but JSON.
-        typer.echo(json.dumps({"folder": str(result.path), "run": result.run, "front": result.front}))
+        typer.echo(json.dumps({"folder": result.address, "run": result.run, "front": result.front}))
         return
     console = screen.console()
     rows = front_rows(result) if result.members else []
@@ -57,6 +61,7 @@ def print_result(result: Found, as_json: bool, full: bool = False) -> None:
             whole = json.dumps(recommended["genes"], indent=2, ensure_ascii=False)
             console.print(plain(whole), soft_wrap=True)
     _print_run(console, result, bool(rows))
+    _print_next(console, result, following)
 
 
 def _print_front(console: Console, result: Found, rows: Sequence[Row]) -> None:
@@ -155,16 +160,21 @@ def _print_run(console: Console, result: Found, front: bool) -> None:
         console.print(plain(text), soft_wrap=True)
     if run.get("error"):
         console.print(plain(f"error: {run['error']}", "red"), soft_wrap=True)
-    folder = _path(result.path)
+
+
+def _print_next(console: Console, result: Found, following: Sequence[str] | None) -> None:
+    folder = _path(result.path) if result.address == str(result.path) else shlex.quote(result.address)
+    folder = folder if following is None else str(result.path)
+    where = " on the cluster" if following is not None else ""
     console.print(
-        plain(f"Run folder: {folder} (front.json, run.json, genomes.jsonl, trials/*.parquet)"), soft_wrap=True
+        plain(f"Run folder{where}: {folder} (front.json, run.json, genomes.jsonl, trials/*.parquet)"), soft_wrap=True
     )
     commands = [
         f"evocluster {verb}" for verb in (f"report {folder}", f"show {folder} --full", f"export {folder} --as openai")
     ]
     if result.status in ("interrupted", "failed", "running"):
         commands = [f"evocluster resume {folder}"]
-    for label, command in zip(("Next:", "     "), commands, strict=False):
+    for label, command in zip(("Next:", "     "), following or commands, strict=False):
         console.print(plain(f"{label} {command}"), soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evocluster.cli import screen
+from evocluster.errors import ConfigError
 
 if TYPE_CHECKING:
     from evocluster.report.live import Live
@@ -19,7 +20,7 @@ LOOK_S = 1.0
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A run folder; the run may be going on.")],
+    folder: Annotated[str, typer.Argument(help="A run folder; the run may be going on.")],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     no_open: Annotated[
         bool, typer.Option("--no-open", help="Do not open the browser, only print the address.")
@@ -38,7 +39,9 @@ def watch(
     from evocluster.report.live import Live, Server
 
     console = screen.console()
-    live = Live(folder)
+    if "://" in folder:
+        raise ConfigError(f"watch reads a local folder, not {folder!r}: evocluster report {folder} --out FILE.html")
+    live = Live(Path(folder))
     server = Server(live, port)
     thread = threading.Thread(target=server.serve_forever, name="watch", daemon=True)
     thread.start()

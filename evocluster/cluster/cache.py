@@ -2,6 +2,10 @@
 
 A Ray call costs 0.5 to 1.2 ms whatever it carries, the store 10 us a key; so keys travel by the hundred (llm/cached.py
 coalesces them) and the actor is async, because `wait` may last as long as somebody's call.
+
+When its process dies Ray starts it again on the same node and asks it again whatever it had not answered: every
+method may be called twice. What was put is on disk; claims are gone with the process, and who waited claims anew. Only
+a cache in memory forgets what it was told.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evocluster.cluster.nodes import placed
 from evocluster.cluster.session import unwrapped
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import Cache, Claim
@@ -28,27 +33,38 @@ class CacheKeeper:
     def __init__(self, folder: str | None, lease_s: float) -> None:
         self._folder = folder
         self._lease_s = lease_s
-        self._owners: dict[str, str] = {}
+        self._owners: dict[str, tuple[str, int]] = {}
         self._gone: set[str] = set()
-        self._cache: Cache = LocalCache(None, lease_s)
+        self._opened: Cache | None = None
+
+    @property
+    def _cache(self) -> Cache:
+        """The folder, opened by the first to ask: Ray does not call `open` when it starts this process again."""
+        from evocluster.store.cache import DiskCache
+
+        if self._opened is None:
+            shelf = DiskCache(Path(self._folder)) if self._folder is not None else None
+            self._opened = LocalCache(shelf, self._lease_s)
+        return self._opened
 
     async def open(self) -> None:
         """Open the folder. Raises: errors.StoreError."""
-        from evocluster.store.cache import DiskCache
+        _ = self._cache
 
-        if self._folder is not None:
-            self._cache = LocalCache(DiskCache(Path(self._folder)), self._lease_s)
-
-    async def get_many(self, keys: Sequence[str], owner: str = "") -> list[str | Claim]:
-        """See llm.client.Cache; `owner` is who makes the claims.
+    async def get_many(self, keys: Sequence[str], owner: str = "", turn: int = 0) -> list[str | Claim]:
+        """See llm.client.Cache. One `turn` of an owner asked again gets the same claims.
 
         One that was given up for dead is never answered: what it would claim now nobody would give up again.
         """
-        if owner in self._gone:
+        if self._forsaken(owner):
             await asyncio.get_running_loop().create_future()
-        found = await self._cache.get_many(keys)
+        asked = (owner, turn)
+        found = [
+            Claim.MINE if one is Claim.TAKEN and owner and self._owners.get(key) == asked else one
+            for key, one in zip(keys, await self._cache.get_many(keys), strict=True)
+        ]
         if owner:
-            self._owners.update({key: owner for key, one in zip(keys, found, strict=True) if one is Claim.MINE})
+            self._owners.update({key: asked for key, one in zip(keys, found, strict=True) if one is Claim.MINE})
         return found
 
     async def wait(self, key: str) -> str | None:
@@ -62,14 +78,21 @@ class CacheKeeper:
 
     async def drop_many(self, keys: Sequence[str], owner: str = "") -> None:
         """See llm.client.Cache; an owner drops its own claims only: one that it lost may be another's by now."""
-        held = [key for key in keys if not owner or self._owners.get(key) == owner]
+        held = [key for key in keys if not owner or self._owners.get(key, ("", 0))[0] == owner]
         await self._cache.drop_many(held)
         self._disown(held)
 
     async def forsake(self, owner: str) -> None:
-        """Give up every claim of an owner that is no more, also of one whose last messages are still on their way."""
+        """Give up every claim of an owner that is no more, also of one whose last messages are still on their way.
+
+        `2` are all of `2/...`.
+        """
         self._gone.add(owner)
-        await self.drop_many([key for key, name in self._owners.items() if name == owner])
+        await self.drop_many([key for key, (name, _) in self._owners.items() if self._forsaken(name)])
+
+    def _forsaken(self, owner: str) -> bool:
+        """Whether it was given up, by its name or with all of its kind."""
+        return owner in self._gone or owner.partition("/")[0] in self._gone
 
     def _disown(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -82,6 +105,7 @@ class RemoteCache:
     def __init__(self, actor: Any, owner: str = "") -> None:
         self._actor = actor
         self._owner = owner
+        self._turn = 0
 
     def of(self, owner: str) -> RemoteCache:
         """The same cache, in the name of this owner."""
@@ -89,7 +113,8 @@ class RemoteCache:
 
     async def get_many(self, keys: Sequence[str]) -> list[str | Claim]:
         """See llm.client.Cache."""
-        found: list[str | Claim] = await unwrapped(self._actor.get_many.remote(list(keys), self._owner))
+        self._turn += 1
+        found: list[str | Claim] = await unwrapped(self._actor.get_many.remote(list(keys), self._owner, self._turn))
         return found
 
     async def wait(self, key: str) -> str | None:
@@ -122,10 +147,8 @@ def start(folder: Path | None, node: str, lease_s: float = LEASE_S) -> RemoteCac
     `lease_s`: how long a claim is good for. Raises: errors.StoreError.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    keeper: Any = ray.remote(CacheKeeper).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=place)
+    keeper = placed(CacheKeeper, node, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)
     actor: Any = keeper.remote(str(folder) if folder else None, lease_s)
     try:
         ray.get(actor.open.remote())

@@ -11,14 +11,21 @@ import gc
 import logging
 import os
 import secrets
+import signal
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from evocluster.errors import ConfigError
+from evocluster.telemetry import log
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Enough: what travels is proposals and trials, kilobytes each."""
+_TOKEN = secrets.token_hex(24)
+"""Of every local session of this process: Ray reads a token once a process."""
 
 
 @contextmanager
@@ -30,14 +37,16 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(24))
+    if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        # By the environment alone, which children inherit: without this variable Ray writes a file others can read.
+        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+    warn_of_open_token()
     import ray
 
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -57,10 +66,28 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
             f"no Ray cluster answers at {address!r}: {failure}; start one (ray start --head), correct engine.address, "
             "or leave it out to run on this machine"
         ) from failure
+    finally:
+        # Ray puts its own in place, which would end a run that was asked to finish in the middle of a trial.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def warn_of_open_token() -> None:
+    """Log a warning where the user's own token file lets others read it: with it they can run code on the cluster."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:  # there is none
+        return
+    if mode & 0o077:
+        log.warning(
+            "Ray's token file %s has mode %04o, and whoever reads it can run code on your clusters: chmod 600 %s",
+            *(path, mode, path),
+        )
 
 
 def settle() -> None:

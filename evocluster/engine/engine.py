@@ -7,8 +7,9 @@ order of the optimizer's own questions, so a run killed anywhere goes on as if n
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from evocluster.engine.folder import Folder, Stored, recipe
@@ -16,6 +17,7 @@ from evocluster.engine.front import front_json
 from evocluster.engine.runner import Runner
 from evocluster.errors import EvoclusterError, ModelError, RunDamaged
 from evocluster.records import Proposal, Trial
+from evocluster.redaction import redacted
 from evocluster.search.members import Member
 from evocluster.telemetry import log
 
@@ -91,8 +93,11 @@ class Engine:
         self._replayed = 0
         self._replaying = False
 
-    def replay(self) -> int:
-        """Tell every kept trial again; returns how many. Raises: errors.RunDamaged when they do not fit this config."""
+    def replay(self, heard: Callable[[Trial], None] = lambda trial: None) -> int:
+        """Tell every kept trial again, also to `heard`; returns how many.
+
+        Raises: errors.RunDamaged when they do not fit this config.
+        """
         if (self._folder.path / "run.json").exists():
             earlier = self._folder.read("run.json")
             self._stops = list(earlier.get("stops", []))
@@ -100,23 +105,23 @@ class Engine:
             self._before_s = float(earlier.get("elapsed_s", 0.0))
         self._replaying = True
         try:
-            self._tell_all()
+            self._tell_all(heard)
         finally:
             self._replaying = False
         return self._replayed
 
-    def _tell_all(self) -> None:
+    def _tell_all(self, heard: Callable[[Trial], None]) -> None:
         early: dict[int, Stored] = {}
         self._ask()
         for stored in self._folder.replay():
             if stored.number in early or stored.number in self._seen_twice(stored):
                 continue
             early[stored.number] = stored
-            while self._tell_stored(early):
+            while self._tell_stored(early, heard):
                 self._ask()
         if early:
             raise RunDamaged(
-                f"{str(self._folder.path)!r} holds trial {min(early)} that this configuration would never have asked "
+                f"{self._folder.address!r} holds trial {min(early)} that this configuration would never have asked "
                 "for; resume it with the config.yaml and the data it was made with"
             )
 
@@ -125,27 +130,27 @@ class Engine:
         told = stored.number < self._optimizer.asked and stored.number not in self._flying
         return {stored.number} if told else set()
 
-    def _tell_stored(self, early: dict[int, Stored]) -> bool:
+    def _tell_stored(self, early: dict[int, Stored], heard: Callable[[Trial], None]) -> bool:
         """Tell those kept trials whose question has been asked; True when any was."""
         ready = [number for number in early if number in self._flying]
         for number in sorted(ready):
             stored, proposal = early.pop(number), self._flying.pop(number)
             if stored.recipe != recipe(proposal):
                 raise RunDamaged(
-                    f"{str(self._folder.path)!r}: trial {number} was made by another recipe "
+                    f"{self._folder.address!r}: trial {number} was made by another recipe "
                     f"({stored.recipe!r}, this configuration asks {recipe(proposal)!r}): the config, the data or the "
                     "version changed since; put them back, or start a new run with --out FOLDER"
                 )
-            self._optimizer.tell(
-                Trial(
-                    proposal=proposal,
-                    genome=self._folder.genome(stored.genome_id) if stored.genome_id else None,
-                    evaluations=tuple(stored.evaluations),
-                    usage=stored.usage,
-                    error=stored.error,
-                    notes=stored.notes,
-                )
+            trial = Trial(
+                proposal=proposal,
+                genome=self._folder.genome(stored.genome_id) if stored.genome_id else None,
+                evaluations=tuple(stored.evaluations),
+                usage=stored.usage,
+                error=stored.error,
+                notes=stored.notes,
             )
+            self._optimizer.tell(trial)
+            heard(trial)
             self._healthy = True
             self._replayed += 1
         return bool(ready)
@@ -156,6 +161,7 @@ class Engine:
         Raises: errors.ModelError when nothing but failures comes back; errors.StoreError; whatever ends all of it.
         """
         status, failure = "failed", "stopped from outside"
+        log.info("run %s", f"goes on after {self._replayed} kept trials" if self._replayed else "begins")
         try:
             self._ask()
             if self._flying or not self._optimizer.done:
@@ -165,7 +171,7 @@ class Engine:
                 await self._loop()
             status, failure = ("finished" if self._optimizer.done else "interrupted"), ""
         except BaseException as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = redacted(f"{type(error).__name__}: {error}")
             raise
         finally:
             await self._end(status, failure or None)
@@ -173,6 +179,7 @@ class Engine:
 
     async def _end(self, status: str, failure: str | None) -> None:
         """Close everything; each step happens whatever becomes of the one before."""
+        log.log(logging.ERROR if failure else logging.INFO, "run %s%s", status, f": {failure}" if failure else "")
         try:
             await self._runner.close()
         finally:
@@ -189,9 +196,10 @@ class Engine:
             if not self._flying:
                 self._try_again()
             else:
-                trial = await self._runner.next()
-                self._flying.pop(trial.proposal.number, None)
-                self._keep(trial)
+                trials = [await self._runner.next(), *self._runner.ready()]
+                for trial in trials:
+                    self._flying.pop(trial.proposal.number, None)
+                self._keep(trials)
             if not self._interrupted:
                 for proposal in self._ask():
                     self._runner.submit(proposal)
@@ -225,16 +233,26 @@ class Engine:
             self._write_status("running")
             self._optimizer.stop("minutes")
 
-    def _keep(self, trial: Trial) -> None:
+    def _keep(self, trials: Sequence[Trial]) -> None:
+        """Commit what came back together, in the order it came, up to a failure that ends the run."""
+        counting: list[Trial] = []
+        try:
+            for trial in trials:
+                counting += self._counting(trial)
+        finally:
+            self._commit(counting)
+
+    def _counting(self, trial: Trial) -> list[Trial]:
+        """What counts now that this trial is back. Raises: errors.ModelError when nothing but failures comes back."""
         if trial.evaluations and all(evaluation.error for evaluation in trial.evaluations):
             self._suspects.append(trial)
             if len(self._suspects) >= (STREAK if self._healthy else SUSPECTS):
                 self._raise_suspects()
-            return
-        if trial.evaluations:
-            self._healthy = True
-            self._settle_suspects()
-        self._commit(trial)
+            return []
+        if not trial.evaluations:
+            return [trial]
+        self._healthy = True
+        return [*self._settled_suspects(), trial]
 
     def _try_again(self) -> None:
         """Nothing is left that could tell a broken endpoint from bad genomes: what failed wholly is asked once more."""
@@ -242,7 +260,7 @@ class Engine:
         if not self._healthy or (again and len(self._suspects) >= SUSPECTS):
             self._raise_suspects()
         if again:
-            self._settle_suspects()
+            self._commit(self._settled_suspects())
             return
         suspects, self._suspects = self._suspects, []
         for trial in suspects:
@@ -250,12 +268,11 @@ class Engine:
             self._flying[trial.proposal.number] = trial.proposal
             self._runner.submit(trial.proposal)
 
-    def _settle_suspects(self) -> None:
+    def _settled_suspects(self) -> list[Trial]:
         """Trials that failed wholly while others went well count as what they are: bad genomes."""
         suspects, self._suspects = self._suspects, []
-        for trial in suspects:
-            # The first attempt is the one that was paid.
-            self._commit(self._tried_again.get(trial.proposal.number, trial))
+        # The first attempt is the one that was paid.
+        return [self._tried_again.get(trial.proposal.number, trial) for trial in suspects]
 
     def _raise_suspects(self) -> None:
         last = self._suspects[-1]
@@ -264,14 +281,23 @@ class Engine:
         raise kind(
             f"every evaluation failed in {len(self._suspects)} trial(s) in a row, {len(last.evaluations)} in the last; "
             f"its first failure: {text.rstrip('.')} | Nothing of these was recorded, everything before is kept: "
-            f"mend it, then `evocluster resume {self._folder.path}`"
+            f"mend it, then `evocluster resume {self._folder.address}`"
         )
 
-    def _commit(self, trial: Trial) -> None:
-        self._folder.append(trial)
-        self._optimizer.tell(trial)
-        if self._watch is not None:
-            self._watch(trial)
+    def _commit(self, trials: Sequence[Trial]) -> None:
+        """One durable step for all of them, then tell each in order."""
+        if not trials:
+            return
+        self._folder.append_many(trials)
+        for trial in trials:
+            self._optimizer.tell(trial)
+            if self._watch is not None:
+                self._watch(trial)
+
+    @property
+    def run_id(self) -> str:
+        """As run.json says."""
+        return str(self._facts.get("run_id") or "")
 
     def interrupt(self) -> None:
         """Ask for nothing new; `run` returns once what is in flight has come back and is kept."""

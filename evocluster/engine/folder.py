@@ -6,9 +6,12 @@
     trials/*.parquet   one row an evaluation (and one for what an operator itself spent)
     examples.jsonl     one line an example: split, id, input, expected, meta
     front.json         the front with intervals
-    .lock              held by the one writer
+    SHA256SUMS         digests of what is written once, and in the end of everything: sha256sum -c SHA256SUMS
+    .lock, .lease/     held by the one writer: on its machine, and wherever the folder is shared
 
-A trial is durable before it counts: its genome's line first, then its rows as one batch. Resume is replay.
+A trial is durable before it counts: its genome's line first, then its rows as one batch. Resume is replay. Every byte
+that a resume depends on is under a digest: run.json and each line of genomes.jsonl hold their own, the table's tail
+has receipts. What does not fit is refused. A folder of a version without digests gets them when it is opened.
 """
 
 from __future__ import annotations
@@ -23,8 +26,12 @@ from typing import Any
 
 from evocluster.errors import RunDamaged, RunExists
 from evocluster.records import Evaluation, Example, Genome, Item, Proposal, Score, Trial, Usage, canonical, digest
-from evocluster.store.files import append_line, lock, read_json, unwritable, write_atomic
+from evocluster.store import table as tables
+from evocluster.store.files import append_lines, lock, read_text, refuse_links, unwritable, write_atomic
+from evocluster.store.lease import Lease, holding
+from evocluster.store.sums import SUMS, Sums, changed, read_sealed, sealed, unsealed
 from evocluster.store.table import Table
+from evocluster.telemetry import log
 
 COLUMNS: Mapping[str, str] = {
     "proposal": "int64",
@@ -74,6 +81,8 @@ what the whole trial took by model and purpose; `notes`, there too, is JSON of w
 besides the genome. New columns come last: folders of earlier versions lack them."""
 
 
+LIVE = ("run.json", "genomes.jsonl")
+"""What changes while a run goes on: SHA256SUMS lists it once the folder is closed."""
 CHANGELESS = ("data", "code", "rubrics", "documents")
 """What run.json knows the digests of, and a resume must find as it was."""
 
@@ -209,12 +218,18 @@ def _stored(batch: Sequence[Mapping[str, Any]]) -> Stored:
 class Folder:
     """One run on disk. Call order: create or open, replay, append and write, close."""
 
-    def __init__(self, path: Path, table: Table, genomes: dict[str, Genome], held: ExitStack) -> None:
+    def __init__(
+        self, path: Path, table: Table, genomes: dict[str, Genome], sums: Sums, lease: Lease, held: ExitStack
+    ) -> None:
         self.path = path
+        self.address = str(path)
+        """What `evocluster resume` takes to go on with it."""
+        self._lease = lease
         self._held = held
         self._table = table
         self._genomes = genomes
         self._written = set(genomes)
+        self._sums = sums
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -224,14 +239,29 @@ class Folder:
                 f"{str(path)!r} already holds a run; go on with it: evocluster resume {path}; "
                 "or start another: --out FOLDER"
             )
-        if path.exists() and (not path.is_dir() or any(not _left_over(one.name) for one in path.iterdir())):
-            raise RunExists(f"{str(path)!r} is not an empty folder and holds no run; choose another: --out FOLDER")
+        left = [one.name for one in path.iterdir() if not _leftover(one.name)] if path.is_dir() else [path.name]
+        if path.is_symlink() or (path.exists() and left):
+            raise RunExists(
+                f"{str(path)!r} is not an empty folder (a link is none) and holds no run; choose another: --out FOLDER"
+            )
 
     @staticmethod
     def check_old(path: Path) -> None:
-        """Raises: errors.RunDamaged when there is no run to go on with."""
+        """Raises: errors.RunDamaged when there is no run to go on with, or its config is not what was written."""
         if not (path / "config.yaml").exists():
             raise RunDamaged(f"{str(path)!r} holds no run: there is no config.yaml in it; give the folder of a run")
+        if (sums := Sums.read(path)) is not None:
+            sums.check("config.yaml")
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Compare a folder that nobody writes with its digests. Raises: errors.RunDamaged."""
+        if (sums := Sums.read(path)) is not None:
+            # Both are written again where a crash came between their digest and themselves.
+            gone = [name for name in ("examples.jsonl", "front.json") if not (path / name).exists()]
+            sums.verify(name for name in sums if name not in gone and not name.startswith("trials/"))
+        if (path / "trials").exists():
+            tables.check(path / "trials")
 
     @classmethod
     def create(cls, path: Path, config: str) -> Folder:
@@ -243,35 +273,57 @@ class Folder:
             raise unwritable(path, error) from error
         with ExitStack() as stack:
             stack.enter_context(lock(path))
-            write_atomic(path / "config.yaml", config)
-            return cls(path, Table.create(path / "trials", COLUMNS), {}, stack.pop_all())
+            lease = stack.enter_context(holding(path))
+            sums = Sums(path)
+            sums.write("config.yaml", config)
+            table = Table.create(path / "trials", COLUMNS, sums=sums, guard=lease.check)
+            return cls(path, table, {}, sums, lease, stack.pop_all())
 
     @classmethod
     def open(cls, path: Path) -> Folder:
         """A run folder to go on with. Raises: errors.RunDamaged when it cannot be read whole, errors.StoreError."""
         cls.check_old(path)
+        refuse_links(path)
         with ExitStack() as stack:
             stack.enter_context(lock(path))
+            lease = stack.enter_context(holding(path))
+            cls.check(path)
             genomes, good = _read_genomes(path / "genomes.jsonl")
             if good is not None:
+                log.warning("%s: a half-written line was cut off", path / "genomes.jsonl")
                 write_atomic(path / "genomes.jsonl", good)
+            sums = Sums.read(path) or _first_sums(path)
+            sums.forget(LIVE)
             trials = path / "trials"
-            table = Table.open(trials, COLUMNS) if trials.exists() else Table.create(trials, COLUMNS)
-            return cls(path, table, genomes, stack.pop_all())
+            if trials.exists():
+                table = Table.open(trials, COLUMNS, sums=sums, guard=lease.check, fresh=lease.doubtful)
+            else:
+                table = Table.create(trials, COLUMNS, sums=sums, guard=lease.check)
+            return cls(path, table, genomes, sums, lease, stack.pop_all())
+
+    def append_many(self, trials: Sequence[Trial]) -> None:
+        """Keep trials in this order, all or none; they are on disk when this returns.
+
+        Raises: errors.StoreError; errors.RunHeld when another process took the folder over.
+        """
+        self._lease.check()
+        lines = self._new_lines(trials)
+        if lines:
+            append_lines(self.path / "genomes.jsonl", list(lines.values()))
+            self._written.update(lines)
+        self._table.append([row for trial in trials for row in rows(trial)])
+
+    def _new_lines(self, trials: Sequence[Trial]) -> dict[str, str]:
+        """Id -> line of each genome that is not in genomes.jsonl yet."""
+        lines: dict[str, str] = {}
+        for trial in trials:
+            if trial.genome is not None and trial.genome.id not in self._written:
+                lines.setdefault(trial.genome.id, _genome_line(trial.genome, trial.proposal))
+        return lines
 
     def append(self, trial: Trial) -> None:
-        """Keep a trial; it is on disk when this returns. Raises: errors.StoreError."""
-        if trial.genome is not None and trial.genome.id not in self._written:
-            line = {
-                "id": trial.genome.id,
-                "generation": trial.proposal.generation,
-                "parents": [parent.id for parent in trial.proposal.parents],
-                "operator": trial.proposal.operator,
-                "genes": trial.genome.genes,
-            }
-            append_line(self.path / "genomes.jsonl", json.dumps(line, sort_keys=True))
-            self._written.add(trial.genome.id)
-        self._table.append(rows(trial))
+        """Keep one trial. Raises: errors.StoreError."""
+        self.append_many([trial])
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Write what is evaluated, once, so that the folder can be read by itself. Raises: errors.StoreError."""
@@ -282,11 +334,11 @@ class Folder:
                 for split, examples in splits.items()
                 for example in examples
             ]
-            write_atomic(path, "".join(f"{line}\n" for line in lines))
+            self._sums.write("examples.jsonl", "".join(f"{line}\n" for line in lines))
 
     def unchanged(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """run.json as it is. Raises: errors.RunDamaged when what scores depend on is not what the run began with."""
-        earlier: dict[str, Any] = self.read("run.json")
+        earlier = self.read("run.json")
         for kind in CHANGELESS:
             was, now = earlier.get(kind) or {}, facts.get(kind) or {}
             changed = sorted(name for name in was if name in now and was[name] != now[name])
@@ -311,43 +363,77 @@ class Folder:
 
     def reconfigure(self, config: str) -> None:
         """Replace config.yaml in one step. Raises: errors.StoreError."""
-        write_atomic(self.path / "config.yaml", config)
+        self._lease.check()
+        self._sums.write("config.yaml", config)
 
     def genome(self, genome_id: str) -> Genome:
         """The genome of a kept trial, while `replay` goes on. Raises: errors.RunDamaged."""
         if genome_id not in self._genomes:
-            raise RunDamaged(f"{str(self.path / 'genomes.jsonl')!r} lacks genome {genome_id!r} that a trial names")
+            raise changed(self.path / "genomes.jsonl", f"it lacks genome {genome_id!r}, which a trial names")
         return self._genomes[genome_id]
 
-    def write(self, name: str, value: Any) -> None:
-        """Replace a JSON file of the folder in one step."""
-        write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Replace a JSON file of the folder in one step. Raises: errors.StoreError."""
+        self._lease.check()
+        if name in LIVE:
+            write_atomic(self.path / name, sealed(value, indent=1, ensure_ascii=False) + "\n")
+        else:
+            self._sums.write(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def read(self, name: str) -> Any:
-        """A JSON file of the folder. Raises: errors.RunDamaged."""
-        return read_json(self.path / name)
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder that holds its own digest. Raises: errors.RunDamaged."""
+        return read_sealed(self.path / name)
 
     def close(self) -> None:
-        """Seal the table and let the folder go."""
+        """Seal the table, list the digest of every file, and let the folder go. Raises: errors.StoreError."""
         with self._held:
-            self._table.close()
+            try:
+                self._lease.check()
+                self._table.close()
+                self._sums.finish(LIVE)
+            finally:
+                self._table.leave()
 
 
-def _left_over(name: str) -> bool:
-    """What a start that died before it had a config leaves behind: a lock that nobody holds, half a file."""
-    return name == ".lock" or (name.startswith(".config.yaml.") and name.endswith(".tmp"))
+def _leftover(name: str) -> bool:
+    return name in (".lock", ".lease", SUMS) or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _genome_line(genome: Genome, proposal: Proposal) -> str:
+    line = {
+        "id": genome.id,
+        "generation": proposal.generation,
+        "parents": [parent.id for parent in proposal.parents],
+        "operator": proposal.operator,
+        "genes": genome.genes,
+    }
+    return sealed(line, sort_keys=True)
+
+
+def _first_sums(path: Path) -> Sums:
+    """Give a folder of an earlier version its digests, the list last. Raises: errors.StoreError."""
+    if (path / "run.json").exists():
+        write_atomic(path / "run.json", sealed(read_sealed(path / "run.json"), indent=1, ensure_ascii=False) + "\n")
+    if (path / "genomes.jsonl").exists():
+        lines = read_text(path / "genomes.jsonl").splitlines()
+        again = (sealed(unsealed(line, required=False), sort_keys=True) for line in lines)
+        write_atomic(path / "genomes.jsonl", "".join(f"{line}\n" for line in again))
+    sums = Sums(path)
+    parts = (str(part.relative_to(path)) for part in sorted((path / "trials").glob("part-*.parquet")))
+    sums.finish(["config.yaml", "examples.jsonl", *parts])
+    return sums
 
 
 def _read_genomes(path: Path) -> tuple[dict[str, Genome], str | None]:
     """Genomes by id, and the text to keep when the last line was torn by a crash (its trial cannot have been kept)."""
     if not path.exists():
         return {}, None
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text, required = path.read_text(encoding="utf-8", errors="replace"), (path.parent / SUMS).exists()
     whole, _, torn = text.rpartition("\n")
     genomes: dict[str, Genome] = {}
     for number, line in enumerate(whole.split("\n") if whole else (), 1):
         try:
-            row = json.loads(line)
+            row = unsealed(line, required=required)
             genome = Genome(genes=row["genes"])
         except (ValueError, KeyError, TypeError) as failure:
             raise RunDamaged(f"{path}:{number}: not a genome: {failure}; restore this file from a copy") from failure

@@ -24,9 +24,25 @@ class Runner(Protocol):
         """The next finished trial. Raises: a fatal error of any worker."""
         ...
 
+    def ready(self) -> list[Trial]:
+        """What `next` would give without waiting, in that order; a failure stays for `next` to raise."""
+        ...
+
     async def close(self) -> None:
         """Stop the workers; what is under way is cancelled."""
         ...
+
+
+def arrived(outcomes: asyncio.Queue[Trial | Exception]) -> list[Trial]:
+    """The trials in front of a queue, taken out of it."""
+    trials: list[Trial] = []
+    while not outcomes.empty():
+        outcome = outcomes.get_nowait()
+        if isinstance(outcome, Exception):
+            outcomes.put_nowait(outcome)
+            break
+        trials.append(outcome)
+    return trials
 
 
 class LocalRunner:
@@ -73,6 +89,10 @@ class LocalRunner:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def ready(self) -> list[Trial]:
+        """What has come back already."""
+        return arrived(self._done)
 
     async def close(self) -> None:
         """Cancel what is under way and close the workers."""

@@ -6,14 +6,18 @@ any number of concurrent `run`, `close`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from math import fsum
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from evocluster import telemetry
 from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
 from evocluster.records import Evaluation, Example, Genome, Item, Json, Proposal, Spend, Split, Trial, Usage
+from evocluster.redaction import redacted
 from evocluster.search.operators import Child, Operator
 from evocluster.search.space import Space
 from evocluster.tasks.calls import together
@@ -44,6 +48,8 @@ class Stack(Protocol):
 
     async def open(self, cache: Cache | None, slots: int) -> LLM: ...
 
+    def resize(self, slots: int) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -55,7 +61,11 @@ class Meter:
         self.usage = Usage()
 
     async def __call__(self, request: Request) -> Reply:
-        reply = await self._llm(request)
+        try:
+            reply = await self._llm(request)
+        except ModelError as failure:
+            self.usage = self.usage + (failure.used or Usage())
+            raise
         self.usage = self.usage + usage(reply)
         return reply
 
@@ -65,32 +75,58 @@ class Accounts:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        self._sums: dict[tuple[str, str], Usage] = {}
+        self._used: dict[tuple[str, str], list[Usage]] = {}
 
     async def __call__(self, request: Request) -> Reply:
-        reply = await self._llm(request)
-        key = (request.model, request.purpose)
-        self._sums[key] = self._sums.get(key, Usage()) + usage(reply)
+        try:
+            reply = await self._llm(request)
+        except ModelError as failure:
+            self._add((request.model, request.purpose), failure.used or Usage())
+            raise
+        self._add((reply.answered_by or request.model, request.purpose), usage(reply))
         return reply
 
+    def _add(self, key: tuple[str, str], used: Usage) -> None:
+        self._used.setdefault(key, []).append(used)
+
     def lines(self) -> tuple[Spend, ...]:
-        """What each model was asked for, sorted."""
+        """What each model was asked for, sorted; the same to the last bit in whatever order the answers came."""
         return tuple(
-            Spend(model=model, purpose=purpose, usage=used) for (model, purpose), used in sorted(self._sums.items())
+            Spend(model=model, purpose=purpose, usage=_together(used))
+            for (model, purpose), used in sorted(self._used.items(), key=lambda one: one[0])
         )
+
+
+def _together(used: Sequence[Usage]) -> Usage:
+    return Usage(
+        calls=sum(one.calls for one in used),
+        cached=sum(one.cached for one in used),
+        prompt_tokens=sum(one.prompt_tokens for one in used),
+        completion_tokens=sum(one.completion_tokens for one in used),
+        usd=fsum(one.usd for one in used),
+        paid_usd=fsum(one.paid_usd for one in used),
+        seconds=fsum(one.seconds for one in used),
+    )
 
 
 class Worker:
     """One process's hands: at most `slots` calls to models at once, shared by all proposals under way."""
 
     def __init__(
-        self, space: Space, operators: Mapping[str, Operator], evaluator: Evaluate, stack: Stack, slots: int
+        self,
+        space: Space,
+        operators: Mapping[str, Operator],
+        evaluator: Evaluate,
+        stack: Stack,
+        slots: int,
+        told: telemetry.Run = telemetry.Run(),  # noqa: B008 - frozen
     ) -> None:
         self._space = space
         self._operators = dict(operators)
         self._evaluator = evaluator
         self._stack = stack
         self._slots = slots
+        self._whose = told
         self._llm: LLM | None = None
 
     @property
@@ -99,21 +135,35 @@ class Worker:
         return self._slots
 
     @property
+    def told(self) -> telemetry.Run:
+        """What it knows of the run."""
+        return self._whose
+
+    @property
     def stack(self) -> Stack:
         """The models this worker calls."""
         return self._stack
 
     def sized(self, slots: int, stack: Stack | None = None) -> Worker:
         """A worker like this one, not yet open, with other slots or other models."""
-        return Worker(self._space, self._operators, self._evaluator, stack or self._stack, slots)
+        return Worker(self._space, self._operators, self._evaluator, stack or self._stack, slots, self._whose)
+
+    def resize(self, slots: int) -> None:
+        """Another number of calls at once from now on."""
+        self._slots = slots
+        self._stack.resize(slots)
 
     async def open(self, cache: Cache | None) -> None:
         """Connect the models. Raises: errors.ConfigError, errors.ModelError."""
+        telemetry.tell(self._whose)
+        telemetry.listen()
         self._llm = await self._stack.open(cache, self._slots)
 
     async def close(self) -> None:
         """Disconnect the models."""
         await self._stack.close()
+        if telemetry.hears():
+            await asyncio.to_thread(telemetry.flush)
 
     async def run(self, proposal: Proposal, freed: Callable[[], None] = lambda: None) -> Trial:
         """The trial of this proposal; `freed` is called as each of its items is done with.
@@ -122,7 +172,14 @@ class Worker:
         """
         if self._llm is None:
             raise RuntimeError("open() comes before run()")
-        accounts = Accounts(self._llm)
+        with telemetry.proposal(self._whose.id, proposal.number, _attributes(proposal)) as span:
+            trial = await self._carry_out(proposal, self._llm, freed)
+            if span is not None:
+                span.set_attributes(_outcome(trial))
+            return trial
+
+    async def _carry_out(self, proposal: Proposal, llm: LLM, freed: Callable[[], None]) -> Trial:
+        accounts = Accounts(llm)
         meter = Meter(accounts)
         try:
             child = await self._make(proposal, meter)
@@ -130,7 +187,7 @@ class Worker:
             raise
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
-            error = f"{kind}: {type(failure).__name__}: {failure}"
+            error = redacted(f"{kind}: {type(failure).__name__}: {failure}")
             return Trial(proposal=proposal, usage=meter.usage, error=error, spend=accounts.lines())
         evaluations = await self._evaluate(proposal.items, child.genome, accounts, freed)
         return Trial(
@@ -176,8 +233,29 @@ class Worker:
     ) -> list[Evaluation]:
         async def one(item: Item) -> Evaluation:
             try:
-                return await self._evaluator.evaluate(item, genome, llm)
+                done = await self._evaluator.evaluate(item, genome, llm)
+                return done.model_copy(update={"error": redacted(done.error)}) if done.error else done
             finally:
                 freed()
 
         return await together(one(item) for item in items)
+
+
+def _attributes(proposal: Proposal) -> dict[str, Any]:
+    """What the span of a proposal says at its beginning."""
+    return {
+        "evocluster.operator": proposal.operator,
+        "evocluster.purpose": proposal.purpose,
+        "evocluster.generation": proposal.generation,
+        "evocluster.items": len(proposal.items),
+    }
+
+
+def _outcome(trial: Trial) -> dict[str, Any]:
+    """What it says at its end."""
+    failed = sum(evaluation.error is not None for evaluation in trial.evaluations)
+    return {
+        "evocluster.failed_items": failed,
+        **({"evocluster.genome": trial.genome.id} if trial.genome is not None else {}),
+        **({"error.type": "trial"} if trial.error else {}),
+    }

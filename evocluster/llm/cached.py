@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from evocluster.llm.client import LLM, Cache, Claim, Reply, Request, unconfigured
 from evocluster.records import Record
-from evocluster.telemetry import log
+from evocluster.telemetry import counts, log
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -260,6 +260,7 @@ class Cached:
                 return await self._make(request, key)
             self.hits += not joined
             self.joins += joined
+            counts["joins" if joined else "hits"] += 1
             return reply
 
     async def close(self) -> None:
@@ -281,6 +282,7 @@ class Cached:
 
     async def _make(self, request: Request, key: str) -> Reply:
         self.misses += 1
+        counts["misses"] += 1
         try:
             reply = await self._llm(request)
         except BaseException:
@@ -315,7 +317,9 @@ class Cached:
 
 
 def _encode(reply: Reply) -> str:
-    return _Stored(reply=reply.model_copy(update={"cached": False})).model_dump_json()
+    # What the answer took this time is no part of it, and entries stay readable by those who know no such fields.
+    bare = reply.model_copy(update={"cached": False})
+    return _Stored(reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
 
 
 def _decode(text: str) -> Reply | None:

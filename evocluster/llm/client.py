@@ -64,6 +64,10 @@ class Reply(Record):
     """'stop', 'length', or what the endpoint said."""
     cached: bool = False
     """True when replayed from the cache: nothing was paid."""
+    extra_usd: float = 0.0
+    """US dollars that requests called off for this answer may have cost: paid, but not what such an answer costs."""
+    answered_by: str | None = None
+    """Name of the model that answered in place of the one asked; never of an evaluation or a judgement."""
 
 
 class Abilities(Record):
@@ -162,6 +166,6 @@ def usage(reply: Reply) -> Usage:
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         usd=reply.usd,
-        paid_usd=0.0 if reply.cached else reply.usd,
+        paid_usd=0.0 if reply.cached else reply.usd + reply.extra_usd,
         seconds=reply.seconds,
     )

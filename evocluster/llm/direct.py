@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, field_validator
 from evocluster.errors import BadReply, DeadlinePassed, ModelError, Refused, Unreachable
 from evocluster.llm import wire
 from evocluster.llm.client import Abilities, Reply, Request
+from evocluster.llm.hosts import Reach
 from evocluster.llm.limits import Paced
 from evocluster.llm.prices import Price, required
 from evocluster.records import FrozenDict, FrozenMap, digest
@@ -68,7 +70,7 @@ class Direct(Paced):
                 raise ValueError(f"header {name!r} is {value!r}; write its value as text in quotes")
         return headers
 
-    @property
+    @cached_property
     def abilities(self) -> Abilities:
         """What the settings say the endpoint can do."""
         return Abilities(completion=self.completion, choices=self.choices != "none", json_schema=self.json_schema)
@@ -81,6 +83,11 @@ class Direct(Paced):
         )
         return f"direct:{self.base_url}:{self.model}" + (f"#{digest(changed)[:12]}" if changed else "")
 
+    @property
+    def reach(self) -> Reach:
+        """Where its calls go."""
+        return Reach(self.key_env, self.base_url, "")
+
     async def open(self) -> None:
         """Raises: errors.PriceError, errors.MissingModel (the key). Nothing is sent yet."""
         import aiohttp
@@ -92,7 +99,7 @@ class Direct(Paced):
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, resolver=wire.resolver()),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
@@ -122,6 +129,10 @@ class Direct(Paced):
         seconds = time.perf_counter() - started
         if status != 200:
             raise wire.refusal(status, retry_after, raw, self.model, self._key)
+        if self._key is not None and self._key.encode() in raw:
+            raise Refused(
+                f"model {self.model!r} repeats the key in its answer, which would be kept; correct the endpoint"
+            )
         answer = wire.read(raw, chat, self.model)
         text = answer.text
         if request.choices and self.choices == "json_schema":
@@ -173,10 +184,14 @@ class Direct(Paced):
         except aiohttp.ClientSSLError as error:
             raise Refused(f"the certificate of {self.base_url!r} is not trusted: {type(error).__name__}") from error
         except aiohttp.ClientResponseError as error:
-            raise BadReply(f"{self.base_url!r} does not speak HTTP: {type(error).__name__}") from error
+            kind = type(error).__name__  # and nothing else of it: it holds the headers that were sent
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise Unreachable(
+            lost = Unreachable(
                 f"no connection to {self.base_url!r} ({type(error).__name__}); is the endpoint running there?"
-            ) from error
+            )
+            # Broken off after it was made: the request may have been answered.
+            lost.billable = not isinstance(error, aiohttp.ClientConnectorError)
+            raise lost from error
+        raise BadReply(f"{self.base_url!r} does not speak HTTP: {kind}")

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from evocluster.llm import wire
 from evocluster.llm.direct import Direct
+from evocluster.llm.hosts import Reach
 from evocluster.llm.limits import Paced
 from evocluster.llm.prices import Price, list_price
 from evocluster.llm.remote import COMPATIBLE, Remote
@@ -72,6 +73,15 @@ class Endpoint(Paced):
         own_host = provider in COMPATIBLE[:2] and self.api_base is not None
         return self.base_url is not None or own_host or (provider == "openai" and "/" in self.model)
 
+    @property
+    def reach(self) -> Reach:
+        """Where its calls go."""
+        url = self.base_url or self.api_base
+        provider = self.model.split("/", 1)[0]
+        if url is None and self._direct:
+            return Reach(None if self.no_key else self.key_env or OPENAI_KEY, None, provider, "key_env")
+        return Reach(self.key_env, url, provider, "base_url" if self.base_url else "api_base" if url else "key_env")
+
     def resolve(self) -> Direct | Remote:
         """The model itself, not yet open; its price is the declared one, or the list price if one applies."""
         if not self._direct:
@@ -97,5 +107,5 @@ class Endpoint(Paced):
         return Remote(**shared, model=self.model, api_base=self.api_base, no_key=self.no_key)
 
     def _shared(self) -> dict[str, Any]:
-        names = "timeout_s max_concurrency retries key_env price completion json_schema extra"
-        return {name: getattr(self, name) for name in names.split()}
+        names = (*Paced.model_fields, "key_env", "price", "completion", "json_schema", "extra")
+        return {name: getattr(self, name) for name in names}

@@ -66,6 +66,13 @@ class Local(Paced):
     _clients: tuple[Direct, ...] = PrivateAttr(default=())
     _lanes: Lanes | None = PrivateAttr(default=None)
 
+    @field_validator("requests_per_minute", "tokens_per_minute", "hedge")
+    @classmethod
+    def _unpaced(cls, value: float) -> float:
+        if value:
+            raise ValueError(f"{value!r}: the embedded model has no provider whose patience could end; leave it out")
+        return value
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:

@@ -32,6 +32,7 @@ from evocluster.errors import (
 )
 from evocluster.llm import wire
 from evocluster.llm.client import Abilities, Reply, Request
+from evocluster.llm.hosts import Reach
 from evocluster.llm.limits import Paced
 from evocluster.llm.prices import Price, list_price, required
 from evocluster.records import FrozenDict, FrozenMap, digest
@@ -44,7 +45,7 @@ COMPATIBLE = ("openai", "hosted_vllm", "text-completion-openai")
 _OURS = frozenset(
     {"model", "messages", "prompt", "stream", "n", "timeout", "num_retries", "max_retries", "drop_params"}
     | {"api_key", "api_base", "base_url", "client", "shared_session", "headers", "extra_headers"}
-    | {"fallbacks", "mock_response", "callbacks"}
+    | {"fallbacks", "mock_response", "callbacks", "custom_llm_provider", "model_list", "aws_bedrock_runtime_endpoint"}
 )
 
 
@@ -121,6 +122,17 @@ class Remote(Paced):
         )
 
     @property
+    def rate(self) -> Price | None:
+        """What tokens cost: as declared, or litellm's list price where one applies. Raises: errors.MissingModel."""
+        private = self.api_base is not None and self._provider in COMPATIBLE
+        return self.price or (None if private else list_price(self.model))
+
+    @property
+    def reach(self) -> Reach:
+        """Where its calls go."""
+        return Reach(self.key_env, self.api_base, self._provider, "api_base" if self.api_base else "key_env")
+
+    @property
     def identity(self) -> str:
         """'remote:model', with '@host' for a host of its own and a digest of settings that change answers."""
         changed = self.model_dump(mode="json", include={"choices", "extra"}, exclude_defaults=True)
@@ -130,9 +142,7 @@ class Remote(Paced):
     async def open(self) -> None:
         """Raises: errors.PriceError, errors.MissingModel (keys), errors.ConfigError. Nothing is sent yet."""
         await self.close()
-        private = self.api_base is not None and self._provider in COMPATIBLE
-        listed = None if self.price or private else list_price(self.model)
-        self._priced = required(self.price or listed, self.model)
+        self._priced = required(self.rate, self.model)
         key = wire.secret(self.key_env, self.model)
         self._key = "no-key" if key is None and self.api_base else key
         litellm = await asyncio.to_thread(_load)
@@ -173,16 +183,23 @@ class Remote(Paced):
         arguments = self._arguments(request)
         started = time.perf_counter()
         unheard = self._unheard.set(True)
+        failure: ModelError | None = None
         try:
             async with asyncio.timeout(self.timeout_s):
                 response = await call(**arguments)
         except Exception as error:
-            # Not chained: what litellm raises may quote the key.
-            raise self._meaning(error) from None
+            failure = self._meaning(error)
         finally:
             self._unheard.reset(unheard)
+        if failure is not None:
+            # Raised out here and not chained: what litellm raises may quote the key.
+            raise failure
         seconds = time.perf_counter() - started
         text, finish = self._said(response, chat)
+        if self._key is not None and self.key_env and self._key in text:
+            raise Refused(
+                f"model {self.model!r} repeats the key in its answer, which would be kept; correct the endpoint"
+            )
         counts = wire.counted(_usage(response), text, self.model)
         if request.choices:
             text = wire.unwrapped(text, finish, self.model)
@@ -265,7 +282,10 @@ class Remote(Paced):
             )
         names = {type(link).__name__ for link in chain}
         if any(isinstance(link, aiohttp.ClientError | OSError) for link in chain) or "TransportError" in names:
-            return Unreachable(f"no connection to model {self.model!r}: {said}")
+            lost = Unreachable(f"no connection to model {self.model!r}: {said}")
+            # Broken off after it was made: the request may have been answered.
+            lost.billable = not any(isinstance(link, aiohttp.ClientConnectorError) for link in chain)
+            return lost
         status = getattr(error, "status_code", None)
         if not isinstance(status, int) or status == 200:
             return BadReply(f"model {self.model!r} gave an answer that cannot be read: {said}")
@@ -359,7 +379,7 @@ def _session() -> aiohttp.ClientSession:
     import aiohttp
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, resolver=wire.resolver()),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(_stay,),

@@ -1,9 +1,12 @@
 """The configured models as one LLM: each with its own limits and retries, one cache before all of them.
 
-    Cached( Gate( Router( name -> Limited( model ) ) ) )
+    Fallbacks( Cached( Gate( Router( name -> Limited( model ) ) ) ) )
 
 The gate stands behind the cache: a hit takes no slot, look-ups of a whole batch travel together before any slot is
 free, and a slot is free again the moment an answer has arrived.
+
+The limits of an endpoint are kept by one keeper for everybody (`sharing`), those of an embedded model, whose servers
+are this node's, by each process for its part.
 
 Picklable until `open`. Models that run on a node (the embedded ones) may be started once a node by whoever owns
 the node and attached here by their addresses.
@@ -13,8 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
+import os
+import socket
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import asdict, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,11 +29,17 @@ from evocluster.llm import weights
 from evocluster.llm.cached import Cached
 from evocluster.llm.client import LLM, Abilities, Cache, Model, Reply, Request, Router
 from evocluster.llm.direct import Direct
+from evocluster.llm.fallbacks import Fallbacks, Others
+from evocluster.llm.hedge import Hedge
+from evocluster.llm.leases import Lease, Leases, OwnKeeper, Renewing
 from evocluster.llm.limits import Limited
 from evocluster.llm.local import Local
-from evocluster.llm.prices import required
+from evocluster.llm.observed import Observed
+from evocluster.llm.prices import Price, required
+from evocluster.llm.quota import Terms
 from evocluster.llm.remote import Remote
 from evocluster.llm.wire import secret
+from evocluster.parts import Part
 
 
 @runtime_checkable
@@ -56,43 +69,107 @@ class Bounded(Model, Protocol):
     @property
     def retries(self) -> int: ...
 
+    @property
+    def price(self) -> Price | None: ...
+
+    @property
+    def patience_s(self) -> float: ...
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]: ...
+
+    @property
+    def hedge(self) -> float: ...
+
+    @property
+    def terms(self) -> Terms: ...
+
 
 class Gate:
     """At most `slots` calls in flight, first come first served. Make it in the event loop that calls it."""
 
     def __init__(self, llm: LLM, slots: int) -> None:
         self._llm = llm
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = slots
+        self._free = asyncio.Semaphore(slots)
+        self._owed = 0
+        """Slots that are taken away as soon as they are free."""
 
     async def __call__(self, request: Request) -> Reply:
         """Waits for a slot; then as the LLM behind."""
-        async with self._slots:
+        await self._free.acquire()
+        while self._owed:
+            self._owed -= 1
+            await self._free.acquire()
+        try:
             return await self._llm(request)
+        finally:
+            if self._owed:
+                self._owed -= 1
+            else:
+                self._free.release()
+
+    def resize(self, slots: int) -> None:
+        """Other slots from now on; with fewer, what is in flight above them is waited for."""
+        more, self._slots = slots - self._slots - self._owed, slots
+        self._owed = max(0, -more)
+        for _ in range(more):
+            self._free.release()
 
 
 class Stack:
     """Call order: construct (picklable), `open`, calls through what it returned, `close`."""
 
-    def __init__(self, models: Mapping[str, Bounded], seed: int = 0, parts: int = 1) -> None:
-        """`parts`: how many stacks like this one call the same models; each takes its share of their concurrency."""
+    def __init__(
+        self, models: Mapping[str, Bounded], seed: int = 0, parts: int = 1, keeper: Renewing | None = None
+    ) -> None:
+        """`parts`: how many stacks like this one call the same embedded models; each takes its share of their
+        concurrency. `keeper`: of the other models' limits; None: one of this process.
+        """
         self.models = dict(models)
         self._seed = seed
         self._parts = parts
+        self._keeper: Renewing = keeper if keeper is not None else OwnKeeper()
         self._cached: Cached | None = None
+        self._leases: list[Leases] = []
+        self._of: dict[str, Lease] = {}
+        self._gate: Gate | None = None
 
-    def check(self) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """What was open here stays here."""
+        return {**self.__dict__, "_cached": None, "_leases": [], "_of": {}, "_gate": None}
+
+    def check(self, here: bool = True) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
 
+        `here` False: the run is to be elsewhere, and so are its keys and weights.
         Raises: errors.MissingModel, errors.PriceError.
         """
         for model in self.models.values():
-            if isinstance(model, Direct | Remote):
+            if isinstance(model, Direct | Remote) and here:
                 secret(model.key_env, model.model)
-            if isinstance(model, Direct):
-                required(model.price, model.model)
-            if isinstance(model, Local):
-                required(model.price, model.name)
+            if isinstance(model, Local) and here:
                 weights.find(model.name)
+        self.prices()
+
+    def prices(self) -> dict[str, Price]:
+        """What the tokens of each model cost now, declared or listed. Raises: errors.PriceError, MissingModel."""
+        return {
+            name: required(
+                model.rate if isinstance(model, Remote) else model.price, getattr(model, "model", None) or name
+            )
+            for name, model in self.models.items()
+        }
+
+    def priced(self, prices: Mapping[str, Price]) -> Stack:
+        """The same models at these prices."""
+        models: dict[str, Bounded] = {
+            name: model.model_copy(update={"price": prices[name]})
+            if isinstance(model, Part) and name in prices
+            else model
+            for name, model in self.models.items()
+        }
+        return Stack(models, self._seed, self._parts, self._keeper)
 
     def abilities(self) -> dict[str, Abilities]:
         """What each model can do."""
@@ -112,7 +189,15 @@ class Stack:
         models = {name: copy.copy(model) for name, model in self.models.items()}
         for name, addresses in urls.items():
             models[name] = self.hosted()[name].attach(addresses)  # type: ignore[assignment]
-        return Stack(models, self._seed, parts)
+        return Stack(models, self._seed, parts, self._keeper)
+
+    def sharing(self, keeper: Renewing) -> Stack:
+        """The same models, not yet open, their limits kept by this keeper."""
+        return Stack(self.models, self._seed, self._parts, keeper)
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Endpoint -> what this process saw of its limits (llm.leases.Counts), since it was opened."""
+        return {lease.name: asdict(lease.counts) for lease in self._of.values()}
 
     async def open(self, cache: Cache | None, slots: int) -> LLM:
         """Open every model, with at most `slots` calls in flight over all of them.
@@ -128,27 +213,81 @@ class Stack:
             for model in opened:
                 await model.close()
             raise
-        rng = np.random.default_rng(self._seed)
-        limited: dict[str, LLM] = {
-            name: Limited(
-                model,
-                max_concurrency=model.max_concurrency and max(1, model.max_concurrency // self._parts),
-                timeout_s=model.timeout_s,
-                retries=model.retries,
-                rng=rng,
-            )
-            for name, model in self.models.items()
-        }
-        llm: LLM = Gate(Router(limited), slots)
+        try:
+            self._of = await self._lease()
+        except BaseException:
+            await self.close()
+            raise
+        chains = {name: model.fallbacks for name, model in self.models.items()}
+        others = Others(chains, self.abilities(), lambda name: self._of[name].open)
+        self._gate = Gate(Router(self._limited(others)), slots)
+        llm: LLM = self._gate
         if cache is not None:
             identity = {name: model.identity for name, model in self.models.items()}
             llm = self._cached = Cached(llm, cache, identity)
-        return llm
+        return Fallbacks(llm, others) if any(chains.values()) else llm
+
+    def _limited(self, others: Others) -> dict[str, LLM]:
+        prices = self.prices()
+        rng = np.random.default_rng(self._seed)
+        return {
+            name: Limited(
+                _hedged(Observed(model, name), self._of[name], model.hedge),
+                self._of[name],
+                timeout_s=model.timeout_s,
+                retries=model.retries,
+                rng=rng,
+                price=prices[name],
+                patience_s=model.patience_s,
+                leave=others.any,
+            )
+            for name, model in self.models.items()
+        }
+
+    async def _lease(self) -> dict[str, Lease]:
+        """Model -> what it may be asked, as agreed with the keeper of its limits."""
+        shared, own = Leases(self._keeper, _holder()), Leases(OwnKeeper(), "own")
+        leases = {}
+        for name, model in self.models.items():
+            if isinstance(model, Local):
+                part = model.max_concurrency and max(1, model.max_concurrency // self._parts)
+                leases[name] = own.of(name, replace(model.terms, max_concurrency=part, adaptive=False))
+            else:
+                leases[name] = shared.of(endpoint(model.identity), model.terms)
+        self._leases = [one for one in (shared, own) if one.leases]
+        for one in self._leases:
+            await one.open()
+        return leases
+
+    def resize(self, slots: int) -> None:
+        """Another number of calls in flight from now on; nothing to do before `open`."""
+        if self._gate is not None:
+            self._gate.resize(slots)
 
     async def close(self) -> None:
         """Store what was answered last, then close every model."""
         cached, self._cached = self._cached, None
         if cached is not None:
             await cached.close()
+        leases, self._leases = self._leases, []
+        for one in leases:
+            await one.close()
         for model in self.models.values():
             await model.close()
+
+
+def _hedged(llm: LLM, lease: Lease, share: float) -> LLM:
+    return Hedge(llm, lease, share) if share else llm
+
+
+_HOLDERS = itertools.count()
+
+
+def _holder() -> str:
+    """A name that no other stack of the cluster has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{next(_HOLDERS):06d}"
+
+
+def endpoint(identity: str) -> str:
+    """The endpoint of a model's identity: settings that only change what is answered share its quota."""
+    return identity.partition("#")[0]

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from evocluster.errors import (
@@ -28,11 +28,21 @@ from evocluster.errors import (
     Refused,
 )
 from evocluster.llm.client import Abilities, Request
+from evocluster.redaction import HIDDEN, noted
+from evocluster.redaction import redacted as hidden
+
+if TYPE_CHECKING:
+    import aiohttp
+    from aiohttp.abc import ResolveResult
 
 Choices = Literal["none", "grammar", "json_schema", "guided_choice", "structured_outputs"]
 """How an endpoint limits output to given strings: `grammar` llama.cpp, `json_schema` OpenAI's
 response_format, `guided_choice` older vLLM, `structured_outputs` newer vLLM."""
 
+SAID_BYTES = 2**16
+"""Read of the body of a refusal."""
+METADATA = ("metadata.google.internal", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")
+"""Where clouds answer with credentials, besides the link-local addresses: Google, Amazon, Alibaba, Azure."""
 WRAPPER_TOKENS = 12
 """Added to max_tokens when a choice travels inside {"answer": ...}: the wrapper must not eat the answer."""
 
@@ -60,10 +70,28 @@ def checked_url(url: str) -> str:
             f"the URL of host {host!r} carries a user, password, query or fragment; "
             "keep it to http(s)://host:port/path and name the variable that holds the key in key_env"
         )
-    address = _address(host)
-    if host == "metadata.google.internal" or (address is not None and address.is_link_local):
+    if host.rstrip(".") in METADATA or _is_metadata(_address(host)):
         raise ValueError(f"{url!r} is a link-local (instance metadata) address; name the model's own host")
     return url.rstrip("/")
+
+
+def resolver() -> aiohttp.abc.AbstractResolver:
+    """For a session: looks names up as usual, and refuses those that lead to instance metadata."""
+    from aiohttp.resolver import ThreadedResolver
+
+    class Guarded(ThreadedResolver):
+        async def resolve(self, host: str, *args: Any, **kwargs: Any) -> list[ResolveResult]:
+            """Raises: OSError."""
+            found = await super().resolve(host, *args, **kwargs)
+            if any(_is_metadata(_address(one["host"])) for one in found):
+                raise OSError(f"{host!r} leads to a link-local (instance metadata) address")
+            return found
+
+    return Guarded()
+
+
+def _is_metadata(address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
+    return address is not None and (address.is_link_local or str(address) in METADATA)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -89,7 +117,7 @@ def secret(key_env: str | None, model: str) -> str | None:
             f"model {model!r} takes its key from the environment variable {key_env!r}, which is not set; "
             f"set it (export {key_env}=...) on every machine that calls the model, or change key_env"
         )
-    return key
+    return noted(key)
 
 
 def admit(request: Request, abilities: Abilities, model: str) -> None:
@@ -232,7 +260,8 @@ def _compute(body: Mapping[str, Any]) -> float | None:
 
 def refusal(status: int, retry_after: str | None, raw: bytes, model: str, key: str | None) -> ModelError:
     """The error that an HTTP status other than 200 stands for; the key never appears in its text."""
-    said = redacted(_said(raw[:4000].decode("utf-8", "replace")), key)
+    # Hidden before anything is cut: half a key is a key to whoever guesses the rest.
+    said = redacted(_said(hidden(raw[:SAID_BYTES].decode("utf-8", "replace"), key)[:4000]), key)
     text = f"model {model!r} answered {status}: {said}"
     if status == 429:
         return RateLimited(text, retry_after_s(retry_after, datetime.now(UTC)))
@@ -244,7 +273,9 @@ def refusal(status: int, retry_after: str | None, raw: bytes, model: str, key: s
         return Refused(f"model {model!r} answered with a redirect ({status}), which is not followed; correct base_url")
     if status in (400, 413, 422):
         # Of this request (a prompt longer than the context, say), not of the endpoint: others may do better.
-        return BadReply(text)
+        unfit = BadReply(text)
+        unfit.billable = False
+        return unfit
     if status in (401, 403):
         text += "; check the key and the variable named in key_env"
     return Refused(text)
@@ -259,14 +290,13 @@ def _said(text: str) -> str:
         return "an HTML page" if text.lstrip().startswith("<") else text
 
 
-_SECRETS = re.compile(r"(?i)\b(bearer\s+|(?:sk|pk|key|api)[-_])[\w.*-]{6,}")
+_LIKE_KEYS = re.compile(r"(?i)\b(?:sk|pk|key|api)[-_][\w.*-]{6,}")
+"""What an endpoint may quote of a key that is not ours, masked or cut."""
 
 
 def redacted(text: str, key: str | None) -> str:
     """At most 200 characters of one line, without the key or anything that looks like one."""
-    if key:
-        text = text.replace(key, "[key]")
-    text = _SECRETS.sub("[key]", " ".join(text.split()))
+    text = _LIKE_KEYS.sub(HIDDEN, hidden(" ".join(text.split()), key))
     return text if len(text) <= 200 else text[:200] + "..."
 
 

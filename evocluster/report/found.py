@@ -8,6 +8,7 @@ from typing import Any
 
 from evocluster.errors import RunDamaged
 from evocluster.store.files import read_json
+from evocluster.store.sums import Sums, read_sealed
 
 EXCERPT = 80
 """Characters of an answer that a message shows."""
@@ -18,13 +19,17 @@ class Found:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.address = str(path)
+        """Where the run is: `path`, or the object storage of which `path` is a copy."""
         if not (self.path / "run.json").exists():
             raise RunDamaged(
                 f"{str(self.path)!r} holds no run (no run.json in it); give the folder that `evocluster run` printed"
             )
-        self.run: dict[str, Any] = _mapping(self.path / "run.json")
+        self.run: dict[str, Any] = read_sealed(self.path / "run.json")
         """run.json: status, seed, spend, calls, stop reason, hypervolume."""
         front = self.path / "front.json"
+        if front.exists() and (sums := Sums.read(self.path)) is not None and front.name in sums:
+            sums.check(front.name)
         self.front: dict[str, Any] = _mapping(front) if front.exists() else {}
         """front.json; empty before the search has a front."""
 

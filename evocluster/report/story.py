@@ -199,4 +199,14 @@ def _run(result: Found) -> dict[str, Any]:
         **{name: run.get(name) for name in (*plain, *spent)},
         **{name: finite(run.get(name)) for name in ("usd", "paid_usd", "elapsed_s")},
         "ended_by": caveats.stop_reason(result),
+        "code": _code(run),
+    }
+
+
+def _code(run: Mapping[str, Any]) -> dict[str, str]:
+    """The user's Python that ran: what the config calls it and its file -> its digest, and by whose leave."""
+    files, leave = run.get("code_files") or {}, ", with --allow-code" if run.get("allow_code") else ""
+    return {
+        name + f" ({files[name]})" * (name in files and not name.startswith(f"{files[name]}:")): f"{sha[:16]}{leave}"
+        for name, sha in (run.get("code") or {}).items()
     }

@@ -12,8 +12,9 @@ shrinkage as empirical Bayes: Efron and Morris 1975.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -106,10 +107,12 @@ class Beliefs:
 
     def _row(self, genome: Genome) -> Floats:
         """How alike a genome is to all that were tried, before what is only its own."""
-        others = [self._tried[id].genome for id in self._order]
+        others = [self._tried[id].genome.genes for id in self._order]
         if not others or not self._genes:
             return np.ones(len(others))
-        table = np.array([[alike(genome.genes.get(g), o.genes.get(g)) for g in self._genes] for o in others])
+        table = np.empty((len(others), len(self._genes)))
+        for at, gene in enumerate(self._genes):
+            table[:, at] = _column(genome.genes.get(gene), [genes.get(gene) for genes in others])
         return np.asarray((ADDED * table.mean(axis=1) + TOGETHER * table.prod(axis=1)) / (ADDED + TOGETHER))
 
     def of(self, genome: Genome) -> tuple[Belief, ...]:
@@ -118,12 +121,8 @@ class Beliefs:
         if fit is None:
             return (Belief(0.5, 0.5),) * (1 + self._extra)
         if genome.id in self._tried:
-            at = self._order.index(genome.id)
-            cross = (ADDED + TOGETHER) * self._alike[at]
-            cross[at] += OWN
-        else:
-            cross = (ADDED + TOGETHER) * self._row(genome)
-        return fit.believed(cross)
+            return fit.tried[genome.id]
+        return fit.believed((ADDED + TOGETHER) * self._row(genome)[None])[0]
 
     def _fit(self) -> _Fit | None:
         if self._fitted is None and self._tried:
@@ -136,6 +135,7 @@ class _Fit:
     """The posterior of everything that was tried."""
 
     def __init__(self, kernel: Floats, tried: Sequence[Tried]) -> None:
+        self._kernel, self._ids = kernel, [one.genome.id for one in tried]
         table = np.array([one.outcomes for one in tried])
         values, noise = adjusted(table)
         counts = np.array([one.items for one in tried], dtype=np.float64)
@@ -147,13 +147,22 @@ class _Fit:
         self._inverse = np.linalg.inv(matrix)
         self._weights = self._inverse @ (seen - self._centre)
 
-    def believed(self, cross: Floats) -> tuple[Belief, ...]:
-        """By the covariances (in shares) with all that were tried."""
+    @cached_property
+    def tried(self) -> Mapping[str, tuple[Belief, ...]]:
+        """Of everything that was tried, by genome id."""
+        return dict(zip(self._ids, self.believed(self._kernel), strict=True))
+
+    def believed(self, cross: Floats) -> list[tuple[Belief, ...]]:
+        """By the covariances (in shares) with all that were tried: a row a genome."""
         cross = self._scale * cross
         means = self._centre + cross @ self._weights
-        left = max(self._scale - float(cross @ self._inverse @ cross), 1e-6)
+        left = np.maximum(self._scale - ((cross @ self._inverse) * cross).sum(axis=1), 1e-6)
         # Rounded: the last bits differ between kinds of CPU, and a run may be resumed on another one.
-        return tuple(Belief(round(float(mean), DIGITS), round(float(np.sqrt(left)), DIGITS)) for mean in means)
+        rounded = [[round(mean, DIGITS) for mean in row] for row in means.tolist()]
+        deviations = [round(deviation, DIGITS) for deviation in np.sqrt(left).tolist()]
+        return [
+            tuple(Belief(mean, deviation) for mean in row) for row, deviation in zip(rounded, deviations, strict=True)
+        ]
 
 
 def adjusted(table: Floats) -> tuple[Floats, float]:
@@ -174,6 +183,23 @@ def adjusted(table: Floats) -> tuple[Floats, float]:
     degrees = max(1, int(seen.sum()) - len(table) - int((columns > 0).sum()))
     # As if ten outcomes of the usual noise had been seen before.
     return genomes, float(((left**2).sum() + 10 * NOISE) / (degrees + 10))
+
+
+def _column(one: Json, others: Sequence[Json]) -> list[float]:
+    """How alike one value of a gene is to each of the others; few of them differ, so each is compared once."""
+    known: dict[tuple[type, Json], float] = {}
+    column = []
+    for other in others:
+        key = (type(other), other)
+        try:
+            found = known.get(key)
+        except TypeError:  # it holds a mapping, which has no hash
+            column.append(alike(one, other))
+            continue
+        if found is None:
+            found = known[key] = alike(one, other)
+        column.append(found)
+    return column
 
 
 def alike(one: Json, other: Json) -> float:

@@ -32,6 +32,13 @@ class Believed:
         more = {one.name: one for one in (*objectives, *([best] if best else [])) if _shrinks(one)}
         self._outcomes = (COMPOSITE, *more.values())
         self._parts = [Beliefs(genes, outcomes=len(self._outcomes)) for _ in (tasks.names if tasks else ("",))]
+        others = {one.name: at for at, one in enumerate(self._outcomes[1:], 2)}
+        sources = {name: at for at, source in enumerate(("quality", "composite")) for name in self._means(source)}
+        self._named = {**others, **sources}
+        """Name of an outcome -> its place in what `of` returns."""
+        self._shrunk = [
+            (at, one.sign, self._named[one.name]) for at, one in enumerate(objectives) if one.name in self._named
+        ]
         self.racing: Collection[str] = ()
         """Genomes that are to be remembered although they are no members."""
         names = ["quality", "composite", *more]
@@ -69,16 +76,16 @@ class Believed:
     def _believe(self, one: Individual) -> None:
         found = self.of(one.genome)
         quality, composite = found[:2]
-        named = dict(zip((o.name for o in self._outcomes[1:]), found[2:], strict=True))
-        for name, belief in (("quality", quality), ("composite", composite)):
-            named |= {o.name: belief for o in (built_in(name), *self._objectives) if o.source == name and _mean(o)}
-        for at, objective in enumerate(self._objectives):
-            if objective.name in named:
-                one.values[at] = objective.sign * named[objective.name].mean
+        for at, sign, place in self._shrunk:
+            one.values[at] = sign * found[place].mean
         one.careful = (quality.mean - quality.deviation, composite.mean - composite.deviation)
         one.hopeful = (quality.mean + quality.deviation, composite.mean + composite.deviation)
         if self._aim is not None:
-            self._aim.take(one, named)
+            self._aim.take(one, {name: found[place] for name, place in self._named.items()})
+
+    def _means(self, source: str) -> list[str]:
+        """Names of the objectives that are the mean of this source, the source's own among them."""
+        return [source, *(one.name for one in self._objectives if one.source == source and _mean(one))]
 
 
 def _shrinks(objective: Objective) -> bool:

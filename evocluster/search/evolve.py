@@ -28,6 +28,7 @@ from evocluster.search.operators import EVALUATE, Operator, nobody, now
 from evocluster.search.population import Floats, Individual
 from evocluster.search.race import behind, spent
 from evocluster.search.restart import Restart
+from evocluster.search.tabu import Wary
 
 QUALITY = 0.7
 """How often children are screened by quality, or by the outcome that the rule wants best; else by the composite."""
@@ -168,6 +169,8 @@ class Evolve:
         """
         ground = self._ground
         genomes = [one.genome for one in parents]
+        if isinstance(operator, Wary):
+            operator = operator.knowing(ground.space, genomes, hints)
         made: dict[str, Genome] = {}
         for _ in range(ground.settings.screen):
             try:

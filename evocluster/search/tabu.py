@@ -114,6 +114,12 @@ class Wary:
     """An operator whose child is no near twin of a rejected one: drawn again where that costs nothing, else failed."""
 
     inner: Operator
+    rejected: tuple[Genome, ...] | None = None
+    """What the hints bar, where that is known already."""
+
+    def knowing(self, space: Space, parents: Sequence[Genome], hints: Mapping[str, Json]) -> Wary:
+        """The same for several draws with these hints: what they bar is worked out once."""
+        return Wary(self.inner, tuple(barred(space, parents, hints)))
 
     @property
     def name(self) -> str:
@@ -140,7 +146,7 @@ class Wary:
         rng: np.random.Generator,
     ) -> Child:
         """Raises: errors.OperatorFailed with `TWIN` in it; what the operator raises."""
-        rejected = barred(space, parents, hints)
+        rejected = self.rejected if self.rejected is not None else barred(space, parents, hints)
         hints = {**hints, "avoid": (*hints.get("avoid", ()), *(one.id for one in rejected))}
         for _ in range(1 if self.calls else 1 + REDRAWS):
             child = await self.inner.vary(space, parents, hints, llm, rng)

@@ -28,6 +28,7 @@ _TYPES: dict[str, tuple[Any, Callable[[Any], bool]]] = {
     ),
 }
 _ALIKE = 32
+_LINES = "lines"
 _READ_ROWS = 1000
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 
@@ -83,6 +84,26 @@ def schema_bytes(columns: Mapping[str, str]) -> bytes:
 def batch_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bytes:
     """What one append adds to a tail. Raises: StoreError, see record_batch."""
     return bytes(record_batch(rows, columns).serialize())
+
+
+def segment_bytes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], lines: Sequence[str]) -> bytes:
+    """Rows as an Arrow IPC stream of one batch, lines of text in its schema. Raises: StoreError, see record_batch."""
+    batch = record_batch(rows, columns)
+    batch = batch.replace_schema_metadata({_LINES: "\n".join(lines)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def read_segment(content: bytes, name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows and the lines of a segment. Raises: RunDamaged."""
+    try:
+        table = pa.ipc.open_stream(pa.BufferReader(content)).read_all()
+        lines = (table.schema.metadata or {}).get(_LINES.encode(), b"").decode()
+        return table.to_pylist(), lines.split("\n") if lines else []
+    except _BROKEN as error:
+        raise damaged(name, str(error)) from error
 
 
 def tail_batches(source: Any, size: int, name: str, columns: Mapping[str, str] | None) -> Iterator[tuple[Any, int]]:
@@ -170,13 +191,12 @@ def damaged(name: str, why: str) -> RunDamaged:
     )
 
 
-def write_part(path: Path, tail: Path) -> None:
-    """Write a whole tail as one Parquet file. Raises: OSError; RunDamaged when the tail cannot be read."""
+def write_part(path: Path, name: str, tail: bytes) -> None:
+    """Write a whole tail, called `name`, as one Parquet file. Raises: OSError; RunDamaged when it cannot be read."""
     try:
-        with pa.OSFile(str(tail)) as source:
-            table = pa.ipc.open_stream(source).read_all()
+        table = pa.ipc.open_stream(pa.BufferReader(tail)).read_all()
     except _BROKEN as error:
-        raise damaged(str(tail), str(error)) from error
+        raise damaged(name, str(error)) from error
     pq.write_table(table.combine_chunks(), path, compression="zstd", compression_level=3, write_page_checksum=True)
 
 

@@ -9,12 +9,12 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evocluster.errors import RunDamaged, StoreError
+from evocluster.errors import RunDamaged, RunHeld, StoreError
 
 
 def unwritable(path: Path, error: BaseException) -> StoreError:
@@ -44,6 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
+            temp.unlink(missing_ok=True)
+            os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))  # never through a link put there
             yield temp
             handle = os.open(temp, os.O_RDWR)
             try:
@@ -84,18 +86,46 @@ def append_line(path: Path, text: str) -> None:
     A half line left by a crash is closed first, so it never joins with the new one.
     Raises: StoreError; the file is then as it was. ValueError when `text` holds a line break.
     """
-    if "\n" in text or "\r" in text:
-        raise ValueError(f"a line cannot hold a line break: {text[:80]!r}; encode it, e.g. as JSON")
+    append_lines(path, [text])
+
+
+def append_lines(path: Path, texts: Sequence[str]) -> None:
+    """Append whole lines, all or none; see `append_line`. Raises: StoreError; ValueError."""
+    for text in texts:
+        if "\n" in text or "\r" in text:
+            raise ValueError(f"a line cannot hold a line break: {text[:80]!r}; encode it, e.g. as JSON")
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            write_whole(handle, b"\n" * torn + text.encode() + b"\n", size)
+            lines = "".join(f"{text}\n" for text in texts)
+            write_whole(handle, b"\n" * torn + lines.encode(), size)
         finally:
             os.close(handle)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file of a run folder, byte for byte. Raises: RunDamaged when it cannot be read or is not UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunDamaged(
+            f"{str(path)!r} cannot be read ({getattr(error, 'strerror', None) or error}): restore it from a copy, or "
+            "start a new run in another folder"
+        ) from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises: RunDamaged where a file in the folder is a symbolic link: writing to it would write somewhere else."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise RunDamaged(
+                f"{str(path)!r} is a symbolic link to {str(path.readlink())!r}; a run folder holds files only: "
+                "put the file itself there, or remove the link"
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -116,11 +146,11 @@ def read_json(path: Path) -> Any:
 def lock(folder: Path) -> Iterator[None]:
     """Hold `folder` alone, by flock on its `.lock`, until the block ends or the process dies.
 
-    Raises: StoreError naming the holder. The file stays: removing it would let two holders in.
+    Raises: RunHeld naming the holder; StoreError. The file stays: removing it would let two holders in.
     """
     path = folder / ".lock"
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise unwritable(path, error) from error
     try:
@@ -135,7 +165,7 @@ def _take(handle: int, folder: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-        raise StoreError(
+        raise RunHeld(
             f"folder {str(folder)!r} is in use by process {holder}: one process at a time may write it; "
             "wait until that process ends, stop it, or choose another folder"
         ) from error

@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from evocluster.errors import TooManyCalls
+from evocluster.errors import ModelError, TooManyCalls
 from evocluster.llm.client import LLM, Message, Reply, Request, usage
 from evocluster.records import Genome, Json, Usage
 from evocluster.tasks.execution import Step
 
 T = TypeVar("T")
+NOTHING = Usage()
+"""What is used before anything is."""
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
 
@@ -73,7 +75,7 @@ class Calls:
         self._replicate = replicate
         self._limit = limit
         self._made = 0
-        self._usage = begun or Usage()
+        self._usage = begun or NOTHING
         self._root = _Clock(_present_task())
         self._root.spent(0.0, self._usage.seconds)
         self.trace: list[Step] = []
@@ -82,7 +84,8 @@ class Calls:
     @property
     def usage(self) -> Usage:
         """What has been used so far; `seconds` is the critical path."""
-        return self._usage.model_copy(update={"seconds": self._root.end()})
+        seconds = self._root.end()
+        return self._usage if seconds == self._usage.seconds else self._usage.model_copy(update={"seconds": seconds})
 
     async def __call__(self, request: Request, step: str = "answer") -> Reply:
         """Raises: errors.ModelError; errors.TooManyCalls."""
@@ -99,9 +102,13 @@ class Calls:
             request = request.model_copy(update=offset)
         clock = await self._clock()
         started = clock.now()
-        reply = await self._llm(request)
+        try:
+            reply = await self._llm(request)
+        except ModelError as failure:
+            self._usage = self._usage + (failure.used or Usage())
+            raise
         clock.spent(started, reply.seconds)
-        self._usage = self._usage + usage(reply)
+        self._usage = usage(reply) if self._usage is NOTHING else self._usage + usage(reply)
         self.note(step, show_request(request), reply.text)
         return reply
 

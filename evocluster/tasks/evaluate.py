@@ -95,9 +95,6 @@ class Evaluator:
     def sources(self) -> dict[str, dict[str, str]]:
         """What scores depend on besides config and data, by kind: file or code -> digest."""
         task = self.task
-        specs = [part.function for part in task.scorers if hasattr(part, "function")]
-        specs += [task.executor.function] if task.executor else []
-        specs += [task.retrieval.embed] if task.retrieval and task.retrieval.embed else []
         rubrics = [part.pinned for part in (*task.scorers, *task.safety) if isinstance(part, Grader)]
         documents = (
             {task.retrieval.documents: digest([passage.model_dump() for passage in self.index.passages])[:16]}
@@ -105,7 +102,7 @@ class Evaluator:
             else {}
         )
         found = {
-            "code": {spec: fingerprint(spec) for spec in specs},
+            "code": {spec: fingerprint(spec) for spec in task.code},
             "rubrics": {rubric.path: f"{rubric.version} {rubric.digest}" for rubric in rubrics},
             "documents": documents,
         }

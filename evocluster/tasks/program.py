@@ -16,7 +16,7 @@ from evocluster.errors import FATAL, ConfigError, ModelError
 from evocluster.llm.client import LLM, Message, Request
 from evocluster.records import Example, Genome, Json, Usage, canonical
 from evocluster.tasks.answers import Answer, Naming, Schema, after_marker, read_json, read_label, read_text
-from evocluster.tasks.calls import Calls
+from evocluster.tasks.calls import NOTHING, Calls
 from evocluster.tasks.documents import Passage
 from evocluster.tasks.execution import Execution
 from evocluster.tasks.prompts import Frame, Genes, name_labels, read_genes, request_seed
@@ -131,7 +131,7 @@ class Program:
 
     async def _retrieve(self, example: Example, count: int) -> tuple[tuple[Passage, ...], Usage]:
         if not count:
-            return (), Usage()
+            return (), NOTHING
         if self._index is None:
             raise ConfigError(f"retriever_topk is {count!r}, and there is nothing to retrieve from; set task.retrieval")
         found = await self._index.search(self._index.settings.question(example.input), count)
@@ -195,14 +195,15 @@ class Program:
         return normalise(answer.output)
 
     def _frame(self, genome: Genome, example: Example) -> Frame:
-        genes = read_genes(genome)
+        kept = self._frames.get(genome.id)
+        genes = kept.genes if kept is not None else read_genes(genome)
         if example.id in genes.demos:
             return self.framed(genome, genes, tuple(id for id in genes.demos if id != example.id))
-        if genome.id not in self._frames:
+        if kept is None:
             while len(self._frames) >= FRAMES_KEPT:
                 del self._frames[next(iter(self._frames))]
-            self._frames[genome.id] = self.framed(genome, genes, genes.demos)
-        return self._frames[genome.id]
+            kept = self._frames[genome.id] = self.framed(genome, genes, genes.demos)
+        return kept
 
     def framed(self, genome: Genome, genes: Genes, demos: tuple[str, ...]) -> Frame:
         """All of a genome's requests that does not depend on the example, with these demos. Raises: ConfigError."""

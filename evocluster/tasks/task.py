@@ -214,6 +214,19 @@ class Task(Part):
         return found
 
     @property
+    def code(self) -> tuple[str, ...]:
+        """Everything that it names of the user's own code."""
+        parts = (*self.scorers, *self.safety)
+        model = self._model or (self.json_schema if isinstance(self.json_schema, str) else None)
+        named = [
+            *(part.function for part in parts if hasattr(part, "function")),
+            self.executor.function if self.executor else None,
+            self.retrieval.embed if self.retrieval else None,
+            model if model and code.is_spec(model) else None,
+        ]
+        return tuple(dict.fromkeys(spec for spec in named if spec))
+
+    @property
     def most_repairs(self) -> int:
         """How often one answer may be asked for again."""
         return self.repairs if self.repairs is not None else int(self.kind == "extraction")

@@ -322,7 +322,7 @@ function configuration_section() {
     el("h2", { id: "made-with" }, "What the run was made with"),
     el(
       "div", { class: "made-with" }, table("Versions", run.versions), table("Models", run.models),
-      table("Data (sha256)", run.data),
+      table("Data (sha256)", run.data), table("Your code (sha256)", run.code),
       table(
         "Run",
         {

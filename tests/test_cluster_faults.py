@@ -1,0 +1,249 @@
+"""Processes and nodes that die under a run: it comes to the undisturbed front, and pays at most what was in flight."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+import psutil
+import pytest
+from small import LABELS, small_config, write_config
+
+from evocluster import build
+from evocluster.cluster.loopback import Latency, running, stats
+from evocluster.store.cache import DiskCache
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+IN_FLIGHT = 12
+RUN = """
+import sys
+from pathlib import Path
+from evocluster import build
+if sys.argv[3] == "resume":
+    build.resume(Path(sys.argv[2]), sets=sys.argv[4:])
+else:
+    build.run(build.plan(sys.argv[1], sys.argv[4:]), Path(sys.argv[2]))
+"""
+
+
+@dataclass
+class Sitting:
+    """A run in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def wait_for(self, size: int) -> None:
+        """Until so many bytes of trials are kept."""
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if sum(path.stat().st_size for path in self.folder.glob("trials/*")) >= size:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"the run ended with {self.process.poll()} before it kept {size} bytes")
+
+    def kill(self, kind: str) -> int:
+        """SIGKILL one actor process of this class as soon as there is one; its pid."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                try:
+                    if f"ray::{kind}" in " ".join(process.cmdline()[:1]):
+                        os.kill(process.pid, signal.SIGKILL)
+                        return int(process.pid)
+                except (psutil.Error, ProcessLookupError):
+                    continue
+            time.sleep(0.05)
+        raise AssertionError(f"no process of {kind} came up; the run ended with {self.process.poll()}")
+
+
+def model(url: str) -> dict[str, Any]:
+    """The endpoint as a configured model."""
+    return {
+        "kind": "direct",
+        "base_url": f"{url}/v1",
+        "model": "loopback",
+        "completion": True,
+        "choices": "grammar",
+        "price": {"prompt_usd_per_mtok": 1, "completion_usd_per_mtok": 1},
+    }
+
+
+def front(folder: Path) -> list[Any]:
+    """The front's genomes with what does not depend on how long calls took."""
+    members = json.loads((folder / "front.json").read_text())["members"]
+    kept = ("quality", "cost_usd")
+    return [
+        (one["genome"], {(split, name): one[split][name] for split in ("train", "validation", "test") for name in kept})
+        for one in members
+    ]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """An endpoint whose answers depend on nothing but the question."""
+    with running(Latency.parse("lognormal:0.2:0.6"), seed=3, answers=LABELS) as found:
+        yield found
+
+
+def world(url: str) -> dict[str, Any]:
+    """The same search for all tests; latency, which no two runs have alike, is no objective."""
+    return {"models": {"fake": model(url)}, "objectives": ["quality", "cost_usd"], "budget": {"generations": 4}}
+
+
+@pytest.fixture(scope="module")
+def calm(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the undisturbed run."""
+    folder = tmp_path_factory.mktemp("calm")
+    engine = {"runner": "local", "in_flight": IN_FLIGHT}
+    build.run(build.plan(small_config(folder, **world(url), engine=engine, cache={"path": None})), folder / "run")
+    return folder / "run"
+
+
+@contextmanager
+def sitting(folder: Path, url: str, *sets: str, resume: bool = False) -> Iterator[Sitting]:
+    """The run, begun or gone on with."""
+    engine = {"runner": "ray", "in_flight": IN_FLIGHT, "workers": 2}
+    path = write_config(folder, **world(url), engine=engine, cache={"path": str(folder / "cache")})
+    verb = "resume" if resume else "run"
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(path), str(folder / "run"), verb, *sets])
+    try:
+        yield Sitting(process, folder / "run")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def judge(folder: Path, calm: Path, asked: int, lost: int) -> None:
+    """The same front, nothing double; of `asked` calls at most `lost` were asked for in vain."""
+    rows = pandas.read_parquet(folder / "run" / "trials")
+    assert not rows.duplicated(["proposal", "kind", "example_id", "twin"]).any()
+    assert rows[rows.kind == "evaluation"].error.isna().all()
+    assert front(folder / "run") == front(calm)
+    cache = DiskCache(folder / "cache")
+    answered = cache.stats()["rows"]
+    cache.close()
+    assert answered <= asked <= answered + lost, "a finished call was paid again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "lost"),
+    [("Puller", 5, 5 * IN_FLIGHT), ("CacheKeeper", 2, 0), ("Population", 2, 2 * IN_FLIGHT)],
+)
+def test_processes_are_killed(tmp_path: Path, url: str, calm: Path, kind: str, kills: int, lost: int) -> None:
+    before = stats(url)["arrived"]
+    killed: list[int] = []
+    with sitting(tmp_path, url) as run:
+        for size in range(6000, 6000 + 5000 * kills, 5000):
+            run.wait_for(size)
+            killed.append(run.kill(kind))
+        assert run.process.wait(timeout=400) == 0
+    assert len(set(killed)) == kills
+    judge(tmp_path, calm, stats(url)["arrived"] - before, lost)
+
+
+def test_a_run_goes_on_in_another_cluster(tmp_path: Path, url: str, calm: Path) -> None:
+    """Everything is killed, session and all; another session, another address, the same folder."""
+    before = stats(url)["arrived"]
+    with sitting(tmp_path, url) as run:
+        run.wait_for(9000)
+        parts = psutil.Process(run.process.pid).children(recursive=True)
+        run.process.kill()
+        for process in parts:
+            if process.is_running():
+                process.kill()
+        psutil.wait_procs(parts, timeout=60)
+    with grown() as cluster, sitting(tmp_path, url, f"engine.address={cluster.address}", resume=True) as run:
+        assert run.process.wait(timeout=400) == 0
+    judge(tmp_path, calm, stats(url)["arrived"] - before, IN_FLIGHT)
+
+
+@contextmanager
+def grown() -> Iterator[Any]:
+    """A cluster of one node without work for it, to which others can be added."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, shutdown_at_exit=False
+        )
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def drain(cluster: Any, node: Any) -> None:
+    """Tell the cluster that this node is to go in half a minute, as an autoscaler does before it takes a spot node."""
+    import ray._raylet as raylet
+    from ray.core.generated import autoscaler_pb2 as autoscaler
+
+    reason = autoscaler.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+    until_ms = int((time.time() + 30) * 1000)
+    gcs: Any = raylet.GcsClient(address=cluster.address)  # type: ignore[attr-defined]
+    accepted, why = gcs.drain_node(node.node_id, reason, "test", until_ms)
+    assert accepted, why
+
+
+def remove(cluster: Any, node: Any) -> None:
+    """Its processes get SIGTERM."""
+    cluster.remove_node(node, allow_graceful=True)
+
+
+def cut_off(cluster: Any, node: Any) -> None:
+    """Its processes get SIGKILL: nobody says goodbye."""
+    cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.mark.parametrize(("go", "lost"), [(drain, 0), (remove, IN_FLIGHT), (cut_off, IN_FLIGHT)])
+def test_nodes_come_and_go(tmp_path: Path, url: str, calm: Path, go: Callable[[Any, Any], None], lost: int) -> None:
+    before = stats(url)["arrived"]
+    with grown() as cluster:
+        sets = (f"engine.address={cluster.address}", "engine.workers=null")
+        with sitting(tmp_path, url, *sets) as run:
+            run.wait_for(5000)
+            node = cluster.add_node(num_cpus=1)
+            names = owners(cluster, lambda found: len(found) == 2)
+            assert node.node_id in names.values(), "the node that joined got no worker"
+            run.wait_for(12000)
+            go(cluster, node)
+            left = owners(cluster, lambda found: node.node_id not in found.values())
+            assert node.node_id not in left.values()
+            assert left, "nobody is left to work"
+            assert run.process.wait(timeout=400) == 0
+    judge(tmp_path, calm, stats(url)["arrived"] - before, lost)
+
+
+def owners(cluster: Any, until: Callable[[dict[str, str]], bool]) -> dict[str, str]:
+    """The pullers that are alive, actor id -> node id, once they are as wished, or after half a minute."""
+    import ray._raylet as raylet
+    from ray._private.state import GlobalState
+
+    state = GlobalState()  # type: ignore[no-untyped-call]
+    options: Any = raylet.GcsClientOptions  # type: ignore[attr-defined]
+    state._initialize_global_state(options.create(cluster.address, None, True, True))
+    deadline = time.monotonic() + 30
+    found: dict[str, str] = {}
+    while time.monotonic() < deadline:
+        table = state.actor_table(None).values()
+        found = {
+            one["ActorID"]: one["Address"]["NodeID"]
+            for one in table
+            if one["State"] == "ALIVE" and one["ActorClassName"] == "Puller"
+        }
+        if until(found):
+            break
+        time.sleep(0.2)
+    return found

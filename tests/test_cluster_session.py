@@ -1,0 +1,56 @@
+"""A Ray session and its token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evocluster.cluster.session import warn_of_open_token
+
+TOKENLESS = """
+import os
+from evocluster.cluster.session import session
+with session(num_cpus=1):
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [None, "token"])
+def test_a_local_session_writes_no_token(tmp_path: Path, mode: str | None) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**kept, "HOME": str(tmp_path), **({"RAY_AUTH_MODE": mode} if mode else {})}
+    subprocess.run([sys.executable, "-c", TOKENLESS], env=environment, check=True, timeout=240)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, True), (0o600, False), (0o400, False)])
+def test_an_open_token_file_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    warn_of_open_token()
+    assert caplog.text == ""  # there is none
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.write_text("a-token-of-the-user")
+    path.chmod(mode)
+    warn_of_open_token()
+    assert (f"chmod 600 {path}" in caplog.text) is warned
+    assert "a-token-of-the-user" not in caplog.text
+
+
+def test_another_token_file_is_looked_at_where_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "elsewhere"
+    path.write_text("x")
+    path.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    warn_of_open_token()
+    assert f"chmod 600 {path}" in caplog.text

@@ -1,0 +1,249 @@
+"""Runs on object storage, against a real S3-compatible server on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
+import pytest
+from command import call
+from moto.server import ThreadedMotoServer
+from small import settings, small_config, write_config
+
+from evocluster import build
+from evocluster.engine.runner import LocalRunner
+from evocluster.errors import ConfigError, RunDamaged, RunExists, RunHeld, StoreError
+from evocluster.records import Proposal
+from evocluster.store.depot import Depot
+from evocluster.store.lease import Lease
+from evocluster.store.place import Bucket, below, shown
+from evocluster.store.table import scan
+
+COLUMNS = {"n": "int64", "text": "string"}
+FEW: dict[str, Any] = {"search": {"population": 4, "block": 4, "finalists": 1}, "budget": {"generations": 1}}
+SECRET = "planted-secret-key"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """host:port of the server."""
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    host, port = started.get_host_and_port()
+    yield f"{host}:{port}"
+    started.stop()
+
+
+@pytest.fixture
+def uri(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A place of its own for each test."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "planted-key-id",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client(server).create_bucket(Bucket="runs")
+    name = "".join(letter for letter in request.node.name if letter.isalnum())
+    return f"s3://runs/some/{name}?endpoint_override={server}&scheme=http&region=us-east-1"
+
+
+def client(server: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://{server}",
+        region_name="us-east-1",
+        aws_access_key_id="planted-key-id",
+        aws_secret_access_key=SECRET,
+    )
+
+
+def rows(number: int) -> list[dict[str, Any]]:
+    return [{"n": number, "text": f"row {number}"}]
+
+
+def fetched(uri: str, folder: Path) -> list[int]:
+    """The rows that count."""
+    Depot(uri).fetch(folder, COLUMNS)
+    return [row["n"] for chunk in scan(folder / "trials") for row in chunk]
+
+
+def test_a_run_finds_what_it_finds_in_a_folder_and_can_be_read_from_there(uri: str, tmp_path: Path) -> None:
+    plan = build.plan(small_config(tmp_path, cache={"enabled": False}, **FEW))
+    there, here = build.run(plan, uri), build.run(plan, tmp_path / "here")
+    assert there.front == here.front
+    assert there.address == uri
+    names = set(Bucket(uri).names(""))
+    assert {name for name in names if not name.startswith("lease/")} == {
+        *("SHA256SUMS", "config.yaml", "examples.jsonl", "front.json", "genomes.jsonl", "index.json", "run.json"),
+        "trials/part-000001.parquet",
+    }
+    said: list[str] = []
+    assert build.resume(uri, say=said.append).front == here.front
+    assert said == [f"{uri} is finished; nothing to do"]
+    with pytest.raises(RunExists, match="evocluster resume s3://"):
+        build.run(plan, uri)
+    shown = call("show", uri, "--json")
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["folder"] == uri
+    assert json.loads(shown.out)["front"] == here.front
+    assert call("report", uri, "--out", tmp_path / "report.html").code == 0
+    assert call("report", uri).code == call("watch", uri).code == 2
+    for name in names:
+        assert SECRET.encode() not in (Bucket(uri).read(name) or b"")
+
+
+def test_a_folder_of_runs_may_be_there(uri: str, tmp_path: Path) -> None:
+    plan = build.plan(small_config(tmp_path, cache={"enabled": False}, runs=uri, **FEW))
+    assert build.run(plan).address == below(uri, "small")
+    assert Depot(below(uri, "small")).exists()
+
+
+KILLED = """
+import sys
+from evocluster import build
+build.run(build.plan(sys.argv[1]), sys.argv[2])
+"""
+
+
+def started(config: Path, uri: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", KILLED, str(config), uri])
+
+
+def commits(uri: str) -> list[str]:
+    return sorted(name for name in Bucket(uri).names("segments") if name.endswith(".arrows"))
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def slow(folder: Path) -> Path:
+    """A config whose models take the time they say."""
+    models = {"fake": {**settings()["models"]["fake"], "latency_s": 0.1, "sigma": 0.1, "time_scale": 1.0}}
+    return write_config(folder, models=models, engine={"runner": "local", "in_flight": 4})
+
+
+def test_a_killed_driver_is_resumed_elsewhere_and_nothing_acknowledged_is_paid_again(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = slow(tmp_path / "a")
+    child = started(config, uri)
+    until(lambda: len(commits(uri)) >= 6)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    from evocluster.engine.folder import COLUMNS as TRIALS
+
+    Depot(uri).fetch(tmp_path / "left", TRIALS)
+    kept = {row["proposal"] for chunk in scan(tmp_path / "left" / "trials") for row in chunk}
+    assert len(kept) >= 6
+    again: list[int] = []
+    submit = LocalRunner.submit
+
+    def counted(runner: LocalRunner, proposal: Proposal) -> None:
+        again.append(proposal.number)
+        submit(runner, proposal)
+
+    monkeypatch.setattr(LocalRunner, "submit", counted)
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    resumed = build.resume(uri)
+    assert resumed.status == "finished"
+    assert again
+    assert not kept & set(again)
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path / "third"))
+    assert resumed.front == build.run(build.plan(config), tmp_path / "whole").front
+
+
+def test_a_second_driver_leaves_with_exit_code_9(uri: str, tmp_path: Path) -> None:
+    child = started(slow(tmp_path / "a"), uri)
+    try:
+        until(lambda: bool(commits(uri)))
+        before = len(commits(uri))
+        done = call("resume", uri)
+        assert done.code == 9
+        assert f"in use by process {child.pid} on " in done.err
+        assert len(commits(uri)) > before
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_what_a_fenced_writer_still_puts_is_ignored_and_never_acknowledged(uri: str, tmp_path: Path) -> None:
+    now = [0.0]
+    quick = partial(Lease, lease_s=0.5, settle_s=1.1)
+    paused = Depot(uri, lease=partial(Lease, lease_s=0.5, settle_s=1.1, clock=lambda: now[0]))
+    paused.begin()
+    paused._lease._over.set()  # its beats stop, as those of a stopped process do
+    paused._lease._over = threading.Event()
+    paused.commit(rows(1), COLUMNS, ["a line"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        second = Depot(uri, lease=quick)
+        second.go_on()
+    check, first = paused._lease.check, [True]
+    paused._lease.check = lambda: None if first.pop() else check()  # type: ignore[method-assign]
+    first[:] = [False, True]
+    now[0] += 60.0
+    with pytest.raises(RunHeld, match="on elsewhere, after this process gave no sign of life"):
+        paused.commit(rows(666), COLUMNS, [])  # it passed the first check and was stopped right there
+    assert len(commits(uri)) == 2
+    second.commit(rows(2), COLUMNS, [])
+    assert fetched(uri, tmp_path / "seen") == [1, 2]
+    assert (tmp_path / "seen" / "genomes.jsonl").read_text() == "a line\n"
+    paused._lease.check = check  # type: ignore[method-assign]
+    with pytest.raises(RunHeld):
+        paused.finish(tmp_path / "seen")
+    second.release()
+    third = Depot(uri, lease=quick)
+    third.go_on()
+    third.commit(rows(3), COLUMNS, [])
+    assert fetched(uri, tmp_path / "again") == [1, 2, 3]
+    third.release()
+
+
+def test_damaged_and_missing_objects_are_refused(uri: str, tmp_path: Path) -> None:
+    depot = Depot(uri, lease=partial(Lease, settle_s=0.1))
+    depot.begin()
+    depot.put("config.yaml", b"name: x\n", listed=True)
+    for number in range(3):
+        depot.commit(rows(number), COLUMNS, [])
+    depot.release()
+    place = Bucket(uri)
+    for count, name in enumerate(["config.yaml", "index.json", *commits(uri)]):
+        content = place.read(name)
+        assert content is not None
+        for spot in (0, len(content) // 2, len(content) - 1):
+            for broken in (content[:spot], content[:spot] + bytes([content[spot] ^ 4]) + content[spot + 1 :]):
+                place.put(name, broken)
+                with pytest.raises(RunDamaged, match="is not as it was written"):
+                    fetched(uri, tmp_path / f"{count}-{spot}-{len(broken)}-{broken[-1:].hex()}")
+        place.put(name, content)
+    assert fetched(uri, tmp_path / "whole") == [0, 1, 2]
+    place.delete(commits(uri)[1])
+    with pytest.raises(RunDamaged, match="the commit before it, number 2, is not there"):
+        fetched(uri, tmp_path / "gap")
+
+
+def test_a_place_that_cannot_be_reached_or_is_none_is_told(uri: str, server: str) -> None:
+    with pytest.raises(ConfigError, match="names no object storage"):
+        Bucket("ftp://somewhere/run")
+    with pytest.raises(StoreError, match=r"cannot write .*what was saved before is intact: check the bucket"):
+        Bucket(uri.replace("//runs/", "//nowhere/")).put("x", b"1")
+    with pytest.raises(RunDamaged, match="holds no run"):
+        build.resume(uri)
+    assert shown("s3://key:secret@runs/x") == "s3://runs/x"
