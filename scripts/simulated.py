@@ -1,8 +1,9 @@
 """A whole run in one process, one thread and virtual time: the product's own code on a pretended cluster, with faults.
 
-True: Engine, Folder, Table, Optimizer, Population, RayRunner, Dispatch, Puller, Worker, Stack, Limited, Cached,
-LocalCache, CacheKeeper. Pretended: the clock (virtual), Ray (pretended), the endpoint and the cache's disk (provider),
-crashes of the driver at its disk (mortal), and the user, who resumes until the run is finished.
+True: Engine, Folder, Table, Lease, Optimizer, Population, RayRunner, Dispatch, Puller, Worker, Stack, Limited, Leases,
+LimitsKeeper, Cached, LocalCache, CacheKeeper. Pretended: the clock (virtual), Ray (pretended), the endpoint and the
+cache's disk (provider), crashes at the disk (mortal), the driver's loop around its populations, and the user, who
+resumes until the run is finished.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,13 +28,14 @@ from virtual import PROCESS, Deadlock, Overtime, Process, VirtualLoop
 
 from evocluster.build import Plan as Product
 from evocluster.cluster.cache import LEASE_S, CacheKeeper, RemoteCache
-from evocluster.cluster.population import Population
-from evocluster.cluster.runner import Layout, RayRunner
+from evocluster.cluster.population import LIVES, POLL_S, Population
+from evocluster.cluster.runner import RayRunner
+from evocluster.cluster.seats import Layout
 from evocluster.engine.engine import Engine
 from evocluster.engine.folder import Folder
 from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Worker
-from evocluster.errors import StoreError
+from evocluster.errors import RunHeld
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.stack import Stack
@@ -71,7 +73,7 @@ class Keeper(CacheKeeper):
 
     def __init__(self, shelf: Shelf, lease_s: float, clock: Callable[[], float]) -> None:
         super().__init__(None, lease_s)
-        self._cache = LocalCache(shelf, lease_s, clock)
+        self._opened = LocalCache(shelf, lease_s, clock)
 
 
 class Watched(Worker):
@@ -139,6 +141,33 @@ class Durable:
         self._optimizer.tell(trial)
 
 
+class _Progress:
+    """What the driver sees of a population."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+
+    async def follow(self, population: Any) -> None:
+        """Ask, again and again, until it answers no more."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                self.finished = await population.finished.remote()
+            except RayActorError:
+                return
+
+
+def _limit(plan: Plan) -> int | None:
+    """Calls at once; None where faults excuse more: nobody counts what is under way of those not heard of."""
+    if plan.limits_crashes or plan.late_s >= 1:
+        return None
+    if plan.max_concurrency:
+        return plan.max_concurrency
+    # Workers that leave or are left over finish what they began.
+    moved = plan.node_crashes or plan.population_crashes or plan.cuts or plan.alone
+    return None if moved else max(plan.in_flight, plan.workers)
+
+
 class World:
     """One seed. Call order: construct, `run`."""
 
@@ -151,13 +180,14 @@ class World:
         self._network = Random(f"network {plan.seed}")
         nodes = {f"node-{index}": 2 for index in range(plan.nodes)}
         self.cluster = Cluster(self.loop, nodes, self, Random(f"cluster {plan.seed}"))
-        limit = min(plan.in_flight, plan.max_concurrency or plan.in_flight)
-        self.provider = Provider(self.books, plan, max(limit, plan.workers), self.cluster.cut_off)
+        self.provider = Provider(self.books, plan, _limit(plan), self.cluster.cut_off)
         self.disk = Disk(self.books, plan)
         self.shelf = Shelf(self.books, plan.cache_full)
         self.product: Product = planned(plan.search)
         self.poison = invariants.poisoned(self.reference(), plan) if plan.poison else None
         self._engine = engine
+        self._driving = False
+        """The driver lives."""
         self._holder: Process | None = None
         """Who has the run folder open."""
         self.sittings = 0
@@ -176,8 +206,8 @@ class World:
         return self._network.uniform(0.0003, 0.002) + (self._network.expovariate(1 / self.plan.late_s) if late else 0)
 
     def twice(self, method: str) -> bool:
-        """Results that are handed in may arrive twice."""
-        again = method == "finish" and self._network.random() < self.plan.doubled
+        """Results that are handed in may arrive twice, and with them what asks for work."""
+        again = method == "exchange" and self._network.random() < self.plan.doubled
         if again:
             self.books.injected["doubled messages"] += 1
         return again
@@ -191,7 +221,7 @@ class World:
 
     def run(self) -> Outcome:
         """Carry the seed out."""
-        with pretending(self.cluster), standing_on(self.disk):
+        with pretending(self.cluster), standing_on(self.disk, self.loop.time):
             self._arrange()
             try:
                 asyncio.set_event_loop(self.loop)
@@ -248,7 +278,7 @@ class World:
 
     async def _sit(self) -> str:
         """One sitting, as cluster.population.drive and build.engine make it up."""
-        keeper = self.cluster.start(Keeper, HEAD, self.shelf, LEASE_S, self.loop.time)
+        keeper = self.cluster.start(Keeper, HEAD, self.shelf, LEASE_S, self.loop.time, lasting=True)
         models = {"fake": Simulated(self.provider, self.plan.max_concurrency)}
         stack = Stack(models, self.product.config.seed)
         evaluator: Any = Light(self.product.evaluator)
@@ -257,15 +287,30 @@ class World:
         plain = self.product.worker()
         worker = Watched.of(Worker(plain._space, plain._operators, evaluator, stack, plain.slots), self.books)
         layout = Layout(self.plan.in_flight, self.plan.workers)
-        runner = RayRunner(worker, stack, RemoteCache(keeper), layout)
-        population = self.cluster.start(Population, HEAD, self._make, runner)
-        try:
-            status: str = await population.run.remote()
-        except RayTaskError as failure:
-            return self._excused(failure.cause)
-        except RayActorError:
-            return "driver died"
-        return status
+        self._driving, self.disk.killed = True, False
+        barren, epoch = 1, 0
+        while True:
+            epoch += 1
+            runner = RayRunner(worker, stack, RemoteCache(keeper), layout, epoch=epoch)
+            population = self.cluster.start(Population, HEAD, self._make, runner)
+            watched = _Progress()
+            watching = asyncio.ensure_future(watched.follow(population))
+            try:
+                status: str = await population.run.remote()
+            except RayTaskError as failure:
+                return self._excused(failure.cause)
+            except RayActorError:
+                if not self._driving or (self.disk.killed and not self.plan.alone):
+                    return "driver died"
+                barren = 1 if watched.finished else barren + 1
+                if barren > LIVES:
+                    return "ended: populations die"
+                self.books.note(f"population {epoch} died")
+            else:
+                return status
+            finally:
+                watching.cancel()
+                self.cluster.kill(population)
 
     def _make(self, runner: Runner) -> Engine:
         fresh = not (self.folder / "config.yaml").exists()
@@ -300,8 +345,10 @@ class World:
         plan, later = self.plan, self.loop.later
         for kind, times, what in (
             ("worker crash", plan.worker_crashes, self._crash("Puller")),
-            ("driver crash", plan.driver_crashes, self._crash("Population")),
+            ("driver crash", plan.driver_crashes, self._crash_driver),
+            ("population crash", plan.population_crashes, self._crash("Population")),
             ("cache crash", plan.cache_crashes, self._crash("Keeper")),
+            ("limits crash", plan.limits_crashes, self._crash("LimitsKeeper")),
             ("node crash", plan.node_crashes, self._lose_node),
             ("interrupt", plan.interrupts, self._interrupt),
             ("second driver", plan.intruders, self._intrude),
@@ -311,7 +358,8 @@ class World:
         for at, seconds in plan.cuts:
             later(at, self._cut, seconds)
         for step in plan.driver_steps:
-            self.loop.at_step[step] = lambda: self._crash("Population")("driver crash at a step")
+            die = self._crash("Population") if plan.alone else self._crash_driver
+            self.loop.at_step[step] = partial(die, "driver crash at a step")
 
     def _pick(self, kind: str) -> Actor | None:
         living = [one for one in self.cluster.living(kind) if one.process not in self.cluster.cut_off]
@@ -325,6 +373,11 @@ class World:
                 self.loop.kill(actor.process)
 
         return crash
+
+    def _crash_driver(self, kind: str) -> None:
+        # Its population dies with it, and its session when it comes to light.
+        self._driving = not self.cluster.living("Population")
+        self._crash("Population")(kind)
 
     def _lose_node(self, kind: str) -> None:
         others = [name for name in self.cluster.alive if name != HEAD]
@@ -345,7 +398,7 @@ class World:
         self.books.fault(kind)
         try:
             Folder.open(self.folder).close()
-        except StoreError:
+        except RunHeld:
             return
         self.books.wrong("intruder: a second driver could open the run folder")
 
