@@ -83,10 +83,17 @@ class Disk:
 def standing_on(disk: Disk, clock: Callable[[], float]) -> Iterator[None]:
     """While it lasts, the store writes to this disk, and run folders are held by this clock."""
 
+    waited_s = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal waited_s
+        waited_s += seconds
+
     @contextmanager
     def holding(path: Path) -> Iterator[Lease]:
-        # Without a thread: `check` beats where that is due.
-        process, lease = PROCESS.get(), Lease(Directory(path), ".lease", "run", clock=clock)
+        # Without a thread: `check` beats where that is due. A wait for an earlier holder takes no time of the world.
+        process = PROCESS.get()
+        lease = Lease(Directory(path), ".lease", "run", clock=lambda: clock() + waited_s, sleep=wait)
         lease.take(alone=True)
         try:
             yield lease

@@ -52,8 +52,8 @@ class Network(Protocol):
 
     def delay_s(self, method: str) -> float: ...
 
-    def twice(self, method: str) -> bool:
-        """It is delivered twice."""
+    def again(self, method: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]] | None:
+        """What arrives besides, unanswered: the same once more, or a part of it."""
         ...
 
     def died(self, process: Process) -> None:
@@ -96,9 +96,10 @@ class Actor:
         caller = PROCESS.get()
         if caller is None or caller.alive:
             self._waiting[answer] = method, args
-            for copy in range(1 + self._cluster.network.twice(method)):
-                late = self._cluster.network.delay_s(method)
-                loop.later(late + self._cluster.held_s(caller), self._arrive, method, args, answer, copy)
+            echo = self._cluster.network.again(method, args)
+            for copy, (name, given) in enumerate([(method, args)] + ([echo] if echo else [])):
+                late = self._cluster.network.delay_s(name)
+                loop.later(late + self._cluster.held_s(caller), self._arrive, name, given, answer, copy)
         return answer
 
     def _arrive(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -74,6 +74,14 @@ class Keeper(CacheKeeper):
     def __init__(self, shelf: Shelf, lease_s: float, clock: Callable[[], float]) -> None:
         super().__init__(None, lease_s)
         self._opened = LocalCache(shelf, lease_s, clock)
+
+
+class Hearing(Population):
+    """The population actor, that may be told of results twice."""
+
+    async def handed_in(self, worker: str, trials: Sequence[Trial]) -> None:
+        """What came with an earlier message."""
+        self._runner.dispatch.finish(worker, trials)
 
 
 class Watched(Worker):
@@ -205,12 +213,12 @@ class World:
             self.books.injected["late messages"] += 1
         return self._network.uniform(0.0003, 0.002) + (self._network.expovariate(1 / self.plan.late_s) if late else 0)
 
-    def twice(self, method: str) -> bool:
-        """Results that are handed in may arrive twice, and with them what asks for work."""
-        again = method == "exchange" and self._network.random() < self.plan.doubled
-        if again:
-            self.books.injected["doubled messages"] += 1
-        return again
+    def again(self, method: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]] | None:
+        """Results that are handed in may arrive twice."""
+        if method != "exchange" or not args[1].trials or self._network.random() >= self.plan.doubled:
+            return None
+        self.books.injected["doubled messages"] += 1
+        return "handed_in", (args[0], args[1].trials)
 
     def died(self, process: Process) -> None:
         """What it was making may have to be made again."""
@@ -237,7 +245,7 @@ class World:
                 self.loop._scheduled.clear()
                 self.loop.close()
         # Who still calls a dead driver is about to be killed with its session.
-        mishaps = [text for text in self.loop.mishaps if "Population" not in text]
+        mishaps = [text for text in self.loop.mishaps if "Hearing" not in text]
         self.books.violations += [f"mishap: {text}" for text in mishaps]
         outcome = self._outcome()
         if not outcome.violations:
@@ -292,7 +300,7 @@ class World:
         while True:
             epoch += 1
             runner = RayRunner(worker, stack, RemoteCache(keeper), layout, epoch=epoch)
-            population = self.cluster.start(Population, HEAD, self._make, runner)
+            population = self.cluster.start(Hearing, HEAD, self._make, runner)
             watched = _Progress()
             watching = asyncio.ensure_future(watched.follow(population))
             try:
@@ -309,8 +317,9 @@ class World:
             else:
                 return status
             finally:
-                watching.cancel()
-                self.cluster.kill(population)
+                if not self.loop.is_closed():
+                    watching.cancel()
+                    self.cluster.kill(population)
 
     def _make(self, runner: Runner) -> Engine:
         fresh = not (self.folder / "config.yaml").exists()
@@ -346,7 +355,7 @@ class World:
         for kind, times, what in (
             ("worker crash", plan.worker_crashes, self._crash("Puller")),
             ("driver crash", plan.driver_crashes, self._crash_driver),
-            ("population crash", plan.population_crashes, self._crash("Population")),
+            ("population crash", plan.population_crashes, self._crash("Hearing")),
             ("cache crash", plan.cache_crashes, self._crash("Keeper")),
             ("limits crash", plan.limits_crashes, self._crash("LimitsKeeper")),
             ("node crash", plan.node_crashes, self._lose_node),
@@ -358,7 +367,7 @@ class World:
         for at, seconds in plan.cuts:
             later(at, self._cut, seconds)
         for step in plan.driver_steps:
-            die = self._crash("Population") if plan.alone else self._crash_driver
+            die = self._crash("Hearing") if plan.alone else self._crash_driver
             self.loop.at_step[step] = partial(die, "driver crash at a step")
 
     def _pick(self, kind: str) -> Actor | None:
@@ -376,8 +385,8 @@ class World:
 
     def _crash_driver(self, kind: str) -> None:
         # Its population dies with it, and its session when it comes to light.
-        self._driving = not self.cluster.living("Population")
-        self._crash("Population")(kind)
+        self._driving = not self.cluster.living("Hearing")
+        self._crash("Hearing")(kind)
 
     def _lose_node(self, kind: str) -> None:
         others = [name for name in self.cluster.alive if name != HEAD]
@@ -387,7 +396,7 @@ class World:
             self.cluster.lose(node)
 
     def _interrupt(self, kind: str) -> None:
-        actor = self._pick("Population")
+        actor = self._pick("Hearing")
         if actor is not None:
             self.books.fault(kind)
             actor.interrupt.remote()
