@@ -46,7 +46,8 @@ class Request(Record):
 
     def key(self, identity: str) -> str:
         """The cache key (64 hex digits): all that can change the answer; `identity` is of the model behind the name."""
-        asked = self.model_dump(mode="json", exclude={"model", "purpose"})
+        asked = {name: value for name, value in self if name not in ("model", "purpose")}
+        asked["messages"] = [{"role": one.role, "content": one.content} for one in self.messages]
         return digest({"identity": identity, **asked})
 
 
