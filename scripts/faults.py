@@ -17,12 +17,17 @@ KINDS = (
     "driver crash",
     "driver crash at a step",
     "driver crash at the disk",
+    "population crash",
     "cache crash",
+    "limits crash",
+    "interrupt",
+    "second driver",
     "cut off",
     "late messages",
     "doubled messages",
     "429 storm",
     "5xx",
+    "cut streams",
     "slow answers",
     "dead requests",
     "disk full",
@@ -35,7 +40,7 @@ KINDS = (
 LOSSY = ("lost calls", "endless failures", "poison")
 SPAN_S = 25.0
 """Faults come within so many seconds of virtual time: a run without any takes about as long."""
-SHARE = 0.2
+SHARE = 0.18
 """Of the kinds of faults that a seed enables, on average."""
 
 
@@ -52,10 +57,16 @@ class Plan:
     max_concurrency: int
     kinds: tuple[str, ...] = ()
     worker_crashes: tuple[float, ...] = ()
-    """When, in seconds of virtual time; so the next four."""
+    """When, in seconds of virtual time; so the next five."""
     node_crashes: tuple[float, ...] = ()
     driver_crashes: tuple[float, ...] = ()
+    population_crashes: tuple[float, ...] = ()
     cache_crashes: tuple[float, ...] = ()
+    limits_crashes: tuple[float, ...] = ()
+    interrupts: tuple[float, ...] = ()
+    """When the user stops the run, to resume it."""
+    intruders: tuple[float, ...] = ()
+    """When another driver tries to open the run folder."""
     cuts: tuple[tuple[float, float], ...] = ()
     """When a worker is cut off, and for how long."""
     driver_steps: tuple[int, ...] = ()
@@ -75,6 +86,8 @@ class Plan:
     """When every call is answered with 429, for how long, and what Retry-After says."""
     overloaded: float = 0.0
     """Share of attempts answered with 5xx."""
+    broken: float = 0.0
+    """Share of attempts whose answer breaks off, which may be charged for."""
     slow: float = 0.0
     """Share of answers from a heavy tail."""
     dead: float = 0.0
@@ -85,6 +98,14 @@ class Plan:
     """Attempts of one call may fail more often than it is repeated."""
     poison: bool = False
     """One genome kills every worker that evaluates it."""
+
+    alone: bool = False
+    """At a step or at the disk the population dies alone, and the driver starts another."""
+
+    @property
+    def stormy(self) -> bool:
+        """Nothing happens but 429."""
+        return self.kinds == ("429 storm",)
 
     @property
     def lossy(self) -> bool:
@@ -115,6 +136,7 @@ def plan(seed: int, searches: int) -> Plan:
         "workers": rng.randint(nodes, 4),
         "in_flight": rng.choice((4, 8, 12)),
         "max_concurrency": rng.choice((0, 0, 4, 6)),
+        "alone": rng.random() < 0.5,
     }
     kinds = tuple(kind for kind in KINDS if rng.random() < (0.07 if kind in LOSSY else SHARE))
     drawn: dict[str, Any] = {}
@@ -132,14 +154,20 @@ def _draw(kind: str, rng: Random) -> dict[str, Any]:
     makes: dict[str, Callable[[], dict[str, Any]]] = {
         "worker crash": lambda: {"worker_crashes": _times(rng, 4)},
         "node crash": lambda: {"node_crashes": _times(rng, 2)},
-        "driver crash": lambda: {"driver_crashes": _times(rng, 3)},
-        "driver crash at a step": lambda: {"driver_steps": tuple(rng.randint(20, 3000) for _ in range(2))},
+        "driver crash": lambda: {"driver_crashes": _times(rng, 2)},
+        "driver crash at a step": lambda: {
+            "driver_steps": tuple(rng.randint(20, 2500) for _ in range(rng.randint(1, 2)))
+        },
         "driver crash at the disk": lambda: {
             "disk_deaths": tuple(
-                (rng.randint(1, 60), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 3))
+                (rng.randint(1, 90), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 2))
             )
         },
+        "population crash": lambda: {"population_crashes": _times(rng, 3)},
+        "limits crash": lambda: {"limits_crashes": _times(rng, 3)},
         "cache crash": lambda: {"cache_crashes": _times(rng, 2)},
+        "interrupt": lambda: {"interrupts": _times(rng, 2)},
+        "second driver": lambda: {"intruders": _times(rng, 3)},
         "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, 20), 3)) for at in _times(rng, 2))},
         "late messages": lambda: {"late": rng.uniform(0.01, 0.3), "late_s": rng.choice((0.1, 1.0, 5.0))},
         "doubled messages": lambda: {"doubled": rng.uniform(0.05, 0.5)},
@@ -147,6 +175,7 @@ def _draw(kind: str, rng: Random) -> dict[str, Any]:
             "storms": tuple((at, rng.uniform(1, 20), rng.choice((0.0, 1.0, 3.0))) for at in _times(rng, 2))
         },
         "5xx": lambda: {"overloaded": rng.uniform(0.05, 0.5)},
+        "cut streams": lambda: {"broken": rng.uniform(0.05, 0.3)},
         "slow answers": lambda: {"slow": rng.uniform(0.02, 0.2)},
         "dead requests": lambda: {"dead": DEAD},
         "disk full": lambda: {"disk_full": ((rng.randint(1, 50), rng.randint(1, 3)),)},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from faults import Plan
 
-from evocluster.cluster.dispatch import ATTEMPTS
+from evocluster.cluster.suspects import ALONE
 from evocluster.store.table import scan
 
 if TYPE_CHECKING:
@@ -71,15 +71,17 @@ def _sum(outcome: Outcome, name: str) -> float:
 
 
 def _accounts(world: World, outcome: Outcome) -> list[str]:
-    """What is recorded as paid is what the endpoint delivered for it, and run.json is the sum of the rows."""
-    wrong = []
-    delivered: dict[int, set[int]] = {}
-    for attempt in world.books.attempts:
-        delivered.setdefault(attempt.proposal, set()).add(world.books.delivered[attempt.serial])
+    """What is recorded as paid is what the endpoint was asked and may charge for; run.json is the sum of the rows."""
+    wrong, books = [], world.books
+    taken: dict[int, list[tuple[int, float]]] = {}
+    for attempt in books.attempts:
+        taken.setdefault(attempt.proposal, []).append((books.taken[attempt.serial], books.charged[attempt.serial]))
     for number, rows in outcome.trials.items():
-        paid = sum((row["calls"] or 0) - (row["cached_calls"] or 0) for row in rows)
-        if paid not in delivered.get(number, set()) and not (paid == 0 and _died(rows)):
-            wrong.append(f"accounts: trial {number} says {paid} paid calls, delivered were {delivered.get(number)}")
+        calls = sum((row["calls"] or 0) - (row["cached_calls"] or 0) for row in rows)
+        usd = sum(row["paid_usd"] or 0 for row in rows)
+        known = any(calls == count and abs(usd - charged) < CLOSE for count, charged in taken.get(number, ()))
+        if not known and not (calls == 0 and _died(rows)):
+            wrong.append(f"accounts: trial {number} says {calls} paid calls for {usd!r}, taken {taken.get(number)}")
     for name, column in (("calls", "calls"), ("usd", "cost_usd"), ("paid_usd", "paid_usd"), ("cached", "cached_calls")):
         total = _sum(outcome, column)
         if abs(total - outcome.run[name]) > CLOSE:
@@ -107,8 +109,8 @@ def _died(rows: list[dict[str, Any]]) -> bool:
 def _quarantine(world: World, outcome: Outcome) -> list[str]:
     """Only what workers died of is given up; a deadly genome is."""
     wrong = []
-    given_up = [number for number, rows in outcome.trials.items() if _died(rows)]
-    if given_up and world.books.deadliest < ATTEMPTS:
+    given_up = outcome.given_up = [number for number, rows in outcome.trials.items() if _died(rows)]
+    if given_up and world.books.deadliest < ALONE:
         wrong.append(
             f"quarantine: {given_up} were given up, but at most {world.books.deadliest} workers died in a sitting"
         )

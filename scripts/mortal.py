@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -17,6 +17,9 @@ from virtual import PROCESS, Killed, Process
 
 from evocluster.engine.folder import Folder, Stored
 from evocluster.records import Genome, Trial
+from evocluster.store.lease import Lease
+from evocluster.store.place import Directory
+from evocluster.store.sums import Sums
 from evocluster.store.table import Table
 
 
@@ -30,6 +33,8 @@ class Disk:
         self._rng = Random(f"disk {plan.seed}")
         self.writes = 0
         """Writes and syncs so far."""
+        self.killed = False
+        """A process died at it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -70,13 +75,37 @@ class Disk:
         process = PROCESS.get()
         if process is not None:
             self._books.fault("driver crash at the disk", f"{where}, write {self.writes}")
+            self.killed = True
             self._books.loop.kill(process)
 
 
 @contextmanager
-def standing_on(disk: Disk) -> Iterator[None]:
-    """While it lasts, the store writes to this disk."""
-    with mock.patch("evocluster.store.files.os", disk), mock.patch("evocluster.store.table.os", disk):
+def standing_on(disk: Disk, clock: Callable[[], float]) -> Iterator[None]:
+    """While it lasts, the store writes to this disk, and run folders are held by this clock."""
+
+    waited_s = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal waited_s
+        waited_s += seconds
+
+    @contextmanager
+    def holding(path: Path) -> Iterator[Lease]:
+        # Without a thread: `check` beats where that is due. A wait for an earlier holder takes no time of the world.
+        process = PROCESS.get()
+        lease = Lease(Directory(path), ".lease", "run", clock=lambda: clock() + waited_s, sleep=wait)
+        lease.take(alone=True)
+        try:
+            yield lease
+        finally:
+            if process is None or process.alive:
+                lease.release()
+
+    with ExitStack() as patches:
+        for room in ("files", "table", "receipts", "place"):
+            patches.enter_context(mock.patch(f"evocluster.store.{room}.os", disk))
+        patches.enter_context(mock.patch("evocluster.store.lease.threading.Thread"))
+        patches.enter_context(mock.patch("evocluster.engine.folder.holding", holding))
         yield
 
 
@@ -85,8 +114,10 @@ class MortalFolder(Folder):
 
     books: Books
 
-    def __init__(self, path: Path, table: Table, genomes: dict[str, Genome], held: ExitStack) -> None:
-        super().__init__(path, table, genomes, held)
+    def __init__(
+        self, path: Path, table: Table, genomes: dict[str, Genome], sums: Sums, lease: Lease, held: ExitStack
+    ) -> None:
+        super().__init__(path, table, genomes, sums, lease, held)
         process = PROCESS.get()
         assert process is not None
         self._process: Process = process
@@ -106,15 +137,16 @@ class MortalFolder(Folder):
         if not self._process.alive:
             raise Killed
 
-    def append(self, trial: Trial) -> None:
+    def append_many(self, trials: Sequence[Trial]) -> None:
         """See Folder."""
         self._living()
-        number = trial.proposal.number
-        if number in self.books.kept:
-            self.books.wrong(f"double: trial {number} is kept a second time")
-        super().append(trial)
-        self.books.kept.add(number)
-        self.books.note(f"kept {number}")
+        for trial in trials:
+            if trial.proposal.number in self.books.kept:
+                self.books.wrong(f"double: trial {trial.proposal.number} is kept a second time")
+        super().append_many(trials)
+        for trial in trials:
+            self.books.kept.add(trial.proposal.number)
+            self.books.note(f"kept {trial.proposal.number}")
 
     def replay(self) -> Iterator[Stored]:
         """See Folder."""

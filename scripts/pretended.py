@@ -1,8 +1,10 @@
 """Ray, pretended: actors are processes of a virtual loop, and every message can be late, twice, or lost with its end.
 
-As much of Ray's interface as evocluster/cluster uses with `max_restarts=0, max_task_retries=0`: a call is delivered at
-most once; a call to an actor that dies, before or while it is carried out, raises RayActorError some time later; a
-call's own failure arrives as RayTaskError with its `cause`. Nothing travels by pickling: that is for the tests on Ray.
+As much of Ray's interface as evocluster/cluster uses. With `max_restarts=0, max_task_retries=0` a call is delivered at
+most once, and one to an actor that dies, before or while it is carried out, raises RayActorError some time later; with
+both at -1 the actor is made again and asked again whatever it had not answered. A call's own failure arrives as
+RayTaskError with its `cause`. Actors die with their owner unless they are detached; those with a name are found by it.
+Nothing travels by pickling: that is for the tests on Ray.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class Network(Protocol):
 
     def delay_s(self, method: str) -> float: ...
 
-    def twice(self, method: str) -> bool:
-        """It is delivered twice."""
+    def again(self, method: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]] | None:
+        """What arrives besides, unanswered: the same once more, or a part of it."""
         ...
 
     def died(self, process: Process) -> None:
@@ -62,18 +64,25 @@ class Network(Protocol):
 class Actor:
     """A handle and what it stands for."""
 
-    def __init__(self, cluster: Cluster, kind: type, node: str, args: tuple[Any, ...]) -> None:
+    def __init__(self, cluster: Cluster, kind: type, node: str, args: tuple[Any, ...], lasting: bool = False) -> None:
+        self.kind = kind
+        self.lasting = lasting
+        """It is made again when it dies, and asked again."""
+        self.schedulable = node in cluster.alive
+        self._cluster = cluster
+        self._args = args
+        self._waiting: dict[asyncio.Future[Any], tuple[str, tuple[Any, ...]]] = {}
+        self._begin(node)
+        cluster.actors.append(self)
+
+    def _begin(self, node: str) -> None:
+        cluster = self._cluster
         cluster.count += 1
-        self.process = Process(f"{kind.__name__}.{cluster.count}", node)
+        self.process = Process(f"{self.kind.__name__}.{cluster.count}", node)
         self.process.context.run(_ACTOR.set, self)
         self.process.deaths.append(self._died)
-        self.kind = kind
         self.born = cluster.loop.time()
-        self._cluster = cluster
-        self._waiting: dict[asyncio.Future[Any], None] = {}
-        self.schedulable = node in cluster.alive
-        self.instance: Any = self.process.context.copy().run(kind, *args)
-        cluster.actors.append(self)
+        self.instance: Any = self.process.context.copy().run(self.kind, *self._args)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -86,10 +95,11 @@ class Actor:
         answer.add_done_callback(lambda done: done.cancelled() or done.exception(), context=loop.world)
         caller = PROCESS.get()
         if caller is None or caller.alive:
-            self._waiting[answer] = None
-            for copy in range(1 + self._cluster.network.twice(method)):
-                late = self._cluster.network.delay_s(method)
-                loop.later(late + self._cluster.held_s(caller), self._arrive, method, args, answer, copy)
+            self._waiting[answer] = method, args
+            echo = self._cluster.network.again(method, args)
+            for copy, (name, given) in enumerate([(method, args)] + ([echo] if echo else [])):
+                late = self._cluster.network.delay_s(name)
+                loop.later(late + self._cluster.held_s(caller), self._arrive, name, given, answer, copy)
         return answer
 
     def _arrive(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:
@@ -98,6 +108,8 @@ class Actor:
         wait = max(start, self._cluster.held_s(self.process))
         if not self.schedulable:
             self._fail(answer, ActorUnschedulableError(f"{self.process.name}: its node is gone"))
+        elif not self.process.alive and self.lasting:
+            pass  # asked again once it lives
         elif not self.process.alive:
             loop.later(self._cluster.detect_s(), self._fail, answer, RayActorError(f"{self.process.name} is dead"))
         elif wait > 0:
@@ -106,13 +118,13 @@ class Actor:
             loop.spawn(self._carry_out(method, args, answer, copy), self.process)
 
     async def _carry_out(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:
-        result, failure = None, None
+        result, failure, process = None, None, self.process
         try:
             result = await getattr(self.instance, method)(*args)
         except Exception as error:  # travels to the caller
             failure = RayTaskError(error)
         if not copy:
-            late = self._cluster.network.delay_s(method) + self._cluster.held_s(self.process)
+            late = self._cluster.network.delay_s(method) + self._cluster.held_s(process)
             self._cluster.loop.later(late, self._fail if failure else self._give, answer, failure or result)
 
     def _give(self, answer: asyncio.Future[Any], result: Any) -> None:
@@ -128,8 +140,19 @@ class Actor:
     def _died(self) -> None:
         self._cluster.network.died(self.process)
         loop, late = self._cluster.loop, self._cluster.detect_s()
+        loop.later(late, self._cluster.bury, self)
+        if self.lasting:
+            loop.later(late + START_S, self._again)
+            return
         for answer in list(self._waiting):
             loop.later(late, self._fail, answer, RayActorError(f"{self.process.name} died"))
+
+    def _again(self) -> None:
+        """Live once more, unless it was ended meanwhile, and take up what was asked and not answered."""
+        if self.lasting:
+            self._begin(self.process.node)
+            for answer, (method, args) in list(self._waiting.items()):
+                self._arrive(method, args, answer, 0)
 
 
 _ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
@@ -145,6 +168,8 @@ class Cluster:
         self.network = network
         self.actors: list[Actor] = []
         self.count = 0
+        self.named: dict[str, Actor] = {}
+        self.owned: dict[Process, list[Actor]] = {}
         self.cut_off: dict[Process, float] = {}
         """Processes that nothing reaches and that reach nobody, and until when."""
         self._rng = rng
@@ -157,12 +182,27 @@ class Cluster:
         """How long a message from or to it is held up."""
         return max(0.0, self.cut_off.get(process, 0.0) - self.loop.time()) if process is not None else 0.0
 
-    def start(self, kind: type, node: str, *args: Any) -> Actor:
-        """An actor on a node."""
-        return Actor(self, kind, node, args)
+    def start(self, kind: type, node: str, *args: Any, name: str | None = None, lasting: bool = False) -> Actor:
+        """An actor on a node; one with a name is detached, and there once."""
+        if name in self.named:
+            return self.named[name]
+        made, owner = Actor(self, kind, node, args, lasting), PROCESS.get()
+        if name is not None:
+            self.named[name] = made
+        elif owner is not None:
+            self.owned.setdefault(owner, []).append(made)
+        return made
+
+    def bury(self, actor: Actor) -> None:
+        """A death is known: the name is free, what it owned is ended."""
+        for name in [name for name, one in self.named.items() if one is actor]:
+            del self.named[name]
+        for child in self.owned.pop(actor.process, ()):
+            self.kill(child)
 
     def kill(self, actor: Actor) -> None:
-        """End an actor; one that is cut off hears of it once it is not."""
+        """End an actor for good; one that is cut off hears of it once it is not."""
+        actor.lasting = False
         held = self.held_s(actor.process)
         if held:
             self.loop.later(held, self.loop.kill, actor.process)
@@ -184,8 +224,11 @@ class Cluster:
     def end(self) -> None:
         """The session is over: whatever runs is killed."""
         for actor in self.actors:
+            actor.lasting = False
             self.loop.kill(actor.process)
         self.actors.clear()
+        self.named.clear()
+        self.owned.clear()
         self.cut_off.clear()
 
     def living(self, kind: str) -> list[Actor]:
@@ -208,12 +251,34 @@ class Cluster:
             for name, cpus in self.nodes.items()
         ]
         ray.get_runtime_context = lambda: SimpleNamespace(current_actor=_ACTOR.get())
-        return {
-            "ray": ray,
-            "ray.exceptions": ray.exceptions,
-            "ray.util": ray.util,
-            "ray.util.scheduling_strategies": ray.util.scheduling_strategies,
-        }
+        ray.util.metrics = ModuleType("ray.util.metrics")
+        ray.util.metrics.Gauge = ray.util.metrics.Counter = _Unread
+        ray._private = ModuleType("ray._private")
+        ray._private.state = ModuleType("ray._private.state")
+        ray._private.state.state = SimpleNamespace(get_draining_nodes=dict)
+        ray.autoscaler = ModuleType("ray.autoscaler")
+        ray.autoscaler.sdk = ModuleType("ray.autoscaler.sdk")
+        ray.autoscaler.sdk.request_resources = lambda num_cpus: None
+        return dict(_modules(ray))
+
+
+def _modules(module: ModuleType) -> Iterator[tuple[str, ModuleType]]:
+    """This module and those in it."""
+    yield module.__name__, module
+    for inner in list(vars(module).values()):
+        if isinstance(inner, ModuleType):
+            yield from _modules(inner)
+
+
+class _Unread:
+    """A metric that nobody reads."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def set(self, value: float, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    inc = set
 
 
 class _Remote:
@@ -223,16 +288,21 @@ class _Remote:
         self._cluster = cluster
         self._kind = kind
         self._node = next(iter(cluster.nodes))
+        self._name: str | None = None
+        self._lasting = False
 
-    def options(self, *, scheduling_strategy: Any = None, **_: object) -> _Remote:
-        """Only the place counts here."""
+    def options(
+        self, *, scheduling_strategy: Any = None, name: str | None = None, max_restarts: int = 0, **_: object
+    ) -> _Remote:
+        """The place, the name, and whether it is made again."""
         if scheduling_strategy is not None:
             self._node = scheduling_strategy.node_id
+        self._name, self._lasting = name, max_restarts == -1
         return self
 
     def remote(self, *args: Any) -> Actor:
         """The actor."""
-        return self._cluster.start(self._kind, self._node, *args)
+        return self._cluster.start(self._kind, self._node, *args, name=self._name, lasting=self._lasting)
 
 
 @contextmanager
@@ -242,7 +312,12 @@ def pretending(cluster: Cluster) -> Iterator[None]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
-        with mock.patch("evocluster.cluster.puller.settle"), mock.patch("evocluster.cluster.population.settle"):
+        clock = SimpleNamespace(monotonic=cluster.loop.time)
+        with (
+            mock.patch("evocluster.cluster.runner.settle"),
+            mock.patch("evocluster.cluster.population.settle"),
+            mock.patch("evocluster.cluster.limits.time", clock),
+        ):
             yield
     finally:
         for name, module in before.items():

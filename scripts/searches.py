@@ -116,7 +116,9 @@ class Light:
                 reply = await llm(request)
                 said, used = reply.text, used + usage(reply)
         except ModelError as failure:
-            return Evaluation(item=item, usage=used, error=f"model: {type(failure).__name__}: {failure}")
+            return Evaluation(
+                item=item, usage=used + (failure.used or Usage()), error=f"model: {type(failure).__name__}: {failure}"
+            )
         quality = float(said == "right")
         scores = {"label": Score(value=quality)}
         return Evaluation(item=item, output=said, scores=scores, quality=quality, validator=quality, usage=used)

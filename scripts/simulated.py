@@ -1,8 +1,9 @@
 """A whole run in one process, one thread and virtual time: the product's own code on a pretended cluster, with faults.
 
-True: Engine, Folder, Table, Optimizer, Population, RayRunner, Dispatch, Puller, Worker, Stack, Limited, Cached,
-LocalCache, CacheKeeper. Pretended: the clock (virtual), Ray (pretended), the endpoint and the cache's disk (provider),
-crashes of the driver at its disk (mortal), and the user, who resumes until the run is finished.
+True: Engine, Folder, Table, Lease, Optimizer, Population, RayRunner, Dispatch, Puller, Worker, Stack, Limited, Leases,
+LimitsKeeper, Cached, LocalCache, CacheKeeper. Pretended: the clock (virtual), Ray (pretended), the endpoint and the
+cache's disk (provider), crashes at the disk (mortal), the driver's loop around its populations, and the user, who
+resumes until the run is finished.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,12 +28,14 @@ from virtual import PROCESS, Deadlock, Overtime, Process, VirtualLoop
 
 from evocluster.build import Plan as Product
 from evocluster.cluster.cache import LEASE_S, CacheKeeper, RemoteCache
-from evocluster.cluster.population import Population
-from evocluster.cluster.runner import Layout, RayRunner
+from evocluster.cluster.population import LIVES, POLL_S, Population
+from evocluster.cluster.runner import RayRunner
+from evocluster.cluster.seats import Layout
 from evocluster.engine.engine import Engine
+from evocluster.engine.folder import Folder
 from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Worker
-from evocluster.errors import EvoclusterError
+from evocluster.errors import RunHeld
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
 from evocluster.llm.stack import Stack
@@ -58,6 +61,8 @@ class Outcome:
     sittings: int
     calls: int
     reissued: int
+    given_up: list[int] = field(default_factory=list)
+    """Trials whose workers died three times."""
     front: Any = None
     trials: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +73,15 @@ class Keeper(CacheKeeper):
 
     def __init__(self, shelf: Shelf, lease_s: float, clock: Callable[[], float]) -> None:
         super().__init__(None, lease_s)
-        self._cache = LocalCache(shelf, lease_s, clock)
+        self._opened = LocalCache(shelf, lease_s, clock)
+
+
+class Hearing(Population):
+    """The population actor, that may be told of results twice."""
+
+    async def handed_in(self, worker: str, trials: Sequence[Trial]) -> None:
+        """What came with an earlier message."""
+        self._runner.dispatch.finish(worker, trials)
 
 
 class Watched(Worker):
@@ -136,6 +149,33 @@ class Durable:
         self._optimizer.tell(trial)
 
 
+class _Progress:
+    """What the driver sees of a population."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+
+    async def follow(self, population: Any) -> None:
+        """Ask, again and again, until it answers no more."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                self.finished = await population.finished.remote()
+            except RayActorError:
+                return
+
+
+def _limit(plan: Plan) -> int | None:
+    """Calls at once; None where faults excuse more: nobody counts what is under way of those not heard of."""
+    if plan.limits_crashes or plan.late_s >= 1:
+        return None
+    if plan.max_concurrency:
+        return plan.max_concurrency
+    # Workers that leave or are left over finish what they began.
+    moved = plan.node_crashes or plan.population_crashes or plan.cuts or plan.alone
+    return None if moved else max(plan.in_flight, plan.workers)
+
+
 class World:
     """One seed. Call order: construct, `run`."""
 
@@ -148,13 +188,16 @@ class World:
         self._network = Random(f"network {plan.seed}")
         nodes = {f"node-{index}": 2 for index in range(plan.nodes)}
         self.cluster = Cluster(self.loop, nodes, self, Random(f"cluster {plan.seed}"))
-        limit = min(plan.in_flight, plan.max_concurrency or plan.in_flight)
-        self.provider = Provider(self.books, plan, max(limit, plan.workers), self.cluster.cut_off)
+        self.provider = Provider(self.books, plan, _limit(plan), self.cluster.cut_off)
         self.disk = Disk(self.books, plan)
         self.shelf = Shelf(self.books, plan.cache_full)
         self.product: Product = planned(plan.search)
         self.poison = invariants.poisoned(self.reference(), plan) if plan.poison else None
         self._engine = engine
+        self._driving = False
+        """The driver lives."""
+        self._holder: Process | None = None
+        """Who has the run folder open."""
         self.sittings = 0
 
     def reference(self) -> Outcome:
@@ -170,12 +213,12 @@ class World:
             self.books.injected["late messages"] += 1
         return self._network.uniform(0.0003, 0.002) + (self._network.expovariate(1 / self.plan.late_s) if late else 0)
 
-    def twice(self, method: str) -> bool:
+    def again(self, method: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]] | None:
         """Results that are handed in may arrive twice."""
-        again = method == "finish" and self._network.random() < self.plan.doubled
-        if again:
-            self.books.injected["doubled messages"] += 1
-        return again
+        if method != "exchange" or not args[1].trials or self._network.random() >= self.plan.doubled:
+            return None
+        self.books.injected["doubled messages"] += 1
+        return "handed_in", (args[0], args[1].trials)
 
     def died(self, process: Process) -> None:
         """What it was making may have to be made again."""
@@ -186,7 +229,7 @@ class World:
 
     def run(self) -> Outcome:
         """Carry the seed out."""
-        with pretending(self.cluster), standing_on(self.disk):
+        with pretending(self.cluster), standing_on(self.disk, self.loop.time):
             self._arrange()
             try:
                 asyncio.set_event_loop(self.loop)
@@ -202,7 +245,7 @@ class World:
                 self.loop._scheduled.clear()
                 self.loop.close()
         # Who still calls a dead driver is about to be killed with its session.
-        mishaps = [text for text in self.loop.mishaps if "Population" not in text]
+        mishaps = [text for text in self.loop.mishaps if "Hearing" not in text]
         self.books.violations += [f"mishap: {text}" for text in mishaps]
         outcome = self._outcome()
         if not outcome.violations:
@@ -243,7 +286,7 @@ class World:
 
     async def _sit(self) -> str:
         """One sitting, as cluster.population.drive and build.engine make it up."""
-        keeper = self.cluster.start(Keeper, HEAD, self.shelf, LEASE_S, self.loop.time)
+        keeper = self.cluster.start(Keeper, HEAD, self.shelf, LEASE_S, self.loop.time, lasting=True)
         models = {"fake": Simulated(self.provider, self.plan.max_concurrency)}
         stack = Stack(models, self.product.config.seed)
         evaluator: Any = Light(self.product.evaluator)
@@ -252,15 +295,31 @@ class World:
         plain = self.product.worker()
         worker = Watched.of(Worker(plain._space, plain._operators, evaluator, stack, plain.slots), self.books)
         layout = Layout(self.plan.in_flight, self.plan.workers)
-        runner = RayRunner(worker, stack, RemoteCache(keeper), layout)
-        population = self.cluster.start(Population, HEAD, self._make, runner)
-        try:
-            status: str = await population.run.remote()
-        except RayTaskError as failure:
-            return self._excused(failure.cause)
-        except RayActorError:
-            return "driver died"
-        return status
+        self._driving, self.disk.killed = True, False
+        barren, epoch = 1, 0
+        while True:
+            epoch += 1
+            runner = RayRunner(worker, stack, RemoteCache(keeper), layout, epoch=epoch)
+            population = self.cluster.start(Hearing, HEAD, self._make, runner)
+            watched = _Progress()
+            watching = asyncio.ensure_future(watched.follow(population))
+            try:
+                status: str = await population.run.remote()
+            except RayTaskError as failure:
+                return self._excused(failure.cause)
+            except RayActorError:
+                if not self._driving or (self.disk.killed and not self.plan.alone):
+                    return "driver died"
+                barren = 1 if watched.finished else barren + 1
+                if barren > LIVES:
+                    return "ended: populations die"
+                self.books.note(f"population {epoch} died")
+            else:
+                return status
+            finally:
+                if not self.loop.is_closed():
+                    watching.cancel()
+                    self.cluster.kill(population)
 
     def _make(self, runner: Runner) -> Engine:
         fresh = not (self.folder / "config.yaml").exists()
@@ -270,6 +329,7 @@ class World:
         engine = self._engine(optimizer, runner, folder, facts={"seed": self.plan.seed}, clock=self.loop.time)
         process = PROCESS.get()
         assert process is not None
+        self._holder = process
         # Nobody reads what the dead would still have written.
         process.deaths.append(lambda: engine.__dict__.update(_write_front=lambda: None, _write_status=lambda *_: None))
         return engine
@@ -294,16 +354,21 @@ class World:
         plan, later = self.plan, self.loop.later
         for kind, times, what in (
             ("worker crash", plan.worker_crashes, self._crash("Puller")),
-            ("driver crash", plan.driver_crashes, self._crash("Population")),
+            ("driver crash", plan.driver_crashes, self._crash_driver),
+            ("population crash", plan.population_crashes, self._crash("Hearing")),
             ("cache crash", plan.cache_crashes, self._crash("Keeper")),
+            ("limits crash", plan.limits_crashes, self._crash("LimitsKeeper")),
             ("node crash", plan.node_crashes, self._lose_node),
+            ("interrupt", plan.interrupts, self._interrupt),
+            ("second driver", plan.intruders, self._intrude),
         ):
             for at in times:
                 later(at, what, kind)
         for at, seconds in plan.cuts:
             later(at, self._cut, seconds)
         for step in plan.driver_steps:
-            self.loop.at_step[step] = lambda: self._crash("Population")("driver crash at a step")
+            die = self._crash("Hearing") if plan.alone else self._crash_driver
+            self.loop.at_step[step] = partial(die, "driver crash at a step")
 
     def _pick(self, kind: str) -> Actor | None:
         living = [one for one in self.cluster.living(kind) if one.process not in self.cluster.cut_off]
@@ -318,12 +383,33 @@ class World:
 
         return crash
 
+    def _crash_driver(self, kind: str) -> None:
+        # Its population dies with it, and its session when it comes to light.
+        self._driving = not self.cluster.living("Hearing")
+        self._crash("Hearing")(kind)
+
     def _lose_node(self, kind: str) -> None:
         others = [name for name in self.cluster.alive if name != HEAD]
         if others:
             node = self._rng.choice(others)
             self.books.fault(kind, node)
             self.cluster.lose(node)
+
+    def _interrupt(self, kind: str) -> None:
+        actor = self._pick("Hearing")
+        if actor is not None:
+            self.books.fault(kind)
+            actor.interrupt.remote()
+
+    def _intrude(self, kind: str) -> None:
+        if self._holder is None or not self._holder.alive:
+            return
+        self.books.fault(kind)
+        try:
+            Folder.open(self.folder).close()
+        except RunHeld:
+            return
+        self.books.wrong("intruder: a second driver could open the run folder")
 
     def _cut(self, seconds: float) -> None:
         actor = self._pick("Puller")
@@ -350,6 +436,3 @@ def simulate(plan: Plan, engine: type[Engine] = Engine) -> Outcome:
             return World(plan, Path(name), engine).run()
         finally:
             shutil.rmtree(Path(name) / "run", ignore_errors=True)
-
-
-__all__ = ["EvoclusterError", "Outcome", "World", "quiet", "simulate"]

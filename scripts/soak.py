@@ -49,6 +49,7 @@ class Figures:
     calls: int
     reissued: int
     lossy: bool
+    given_up: int
     failure: str
     """What is printed of it; empty where nothing is wrong."""
 
@@ -88,6 +89,7 @@ def figures(seed: int) -> Figures:
         calls=outcome.calls,
         reissued=outcome.reissued,
         lossy=outcome.plan.lossy,
+        given_up=0 if outcome.plan.poison else len(outcome.given_up),
         failure=told(outcome) if outcome.violations else "",
     )
 
@@ -103,6 +105,7 @@ def soak(first: int, count: int, processes: int) -> dict[str, Any]:
             seconds += one.seconds
             sums.update(sittings=one.sittings, calls=one.calls, reissued=one.reissued)
             sums.update(lossy=int(one.lossy), violations=len(one.violations))
+            sums.update(given_up=one.given_up, unequal=int(one.lossy or bool(one.given_up)))
             if one.failure:
                 failed.append(one.seed)
                 print(one.failure, flush=True)
@@ -116,6 +119,8 @@ def soak(first: int, count: int, processes: int) -> dict[str, Any]:
         "calls": sums["calls"],
         "reissued": sums["reissued"],
         "lossy": sums["lossy"],
+        "fronts_compared": count - sums["unequal"],
+        "given_up": sums["given_up"],
         "virtual_hours": round(seconds / 3600, 2),
         "seeds_per_minute": round(count / wall * 60),
     }
@@ -125,13 +130,15 @@ def table(found: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
         ("seeds", found["seeds"]),
-        ("  of them lossy, so that no front is compared", found["lossy"]),
+        ("  of them with the front of the fault-free run", found["fronts_compared"]),
+        ("  of them with calls that fail for good", found["lossy"]),
         ("violations", found["violations"]),
         ("failed seeds", " ".join(map(str, found["failed"])) or "none"),
         *((f"injected: {kind}", count) for kind, count in found["injected"].items()),
         ("sittings (a run and its resumes)", found["sittings"]),
         ("calls begun", found["calls"]),
         ("calls paid again, all lost by crashes", found["reissued"]),
+        ("trials given up though nothing was wrong with them", found["given_up"]),
         ("virtual hours", found["virtual_hours"]),
         ("seeds per minute", found["seeds_per_minute"]),
     ]

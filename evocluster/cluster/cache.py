@@ -10,6 +10,7 @@ a cache in memory forgets what it was told.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class CacheKeeper:
         self._folder = folder
         self._lease_s = lease_s
         self._owners: dict[str, tuple[str, int]] = {}
+        self._gone: set[str] = set()
         self._opened: Cache | None = None
 
     @property
@@ -50,7 +52,12 @@ class CacheKeeper:
         _ = self._cache
 
     async def get_many(self, keys: Sequence[str], owner: str = "", turn: int = 0) -> list[str | Claim]:
-        """See llm.client.Cache; `owner` is who makes the claims. One `turn` of its asked again gets the same claims."""
+        """See llm.client.Cache. One `turn` of an owner asked again gets the same claims.
+
+        One that was given up for dead is never answered: what it would claim now nobody would give up again.
+        """
+        if self._forsaken(owner):
+            await asyncio.get_running_loop().create_future()
         asked = (owner, turn)
         found = [
             Claim.MINE if one is Claim.TAKEN and owner and self._owners.get(key) == asked else one
@@ -69,15 +76,23 @@ class CacheKeeper:
         await self._cache.put_many(items)
         self._disown(items)
 
-    async def drop_many(self, keys: Sequence[str]) -> None:
-        """See llm.client.Cache."""
-        await self._cache.drop_many(keys)
-        self._disown(keys)
+    async def drop_many(self, keys: Sequence[str], owner: str = "") -> None:
+        """See llm.client.Cache; an owner drops its own claims only: one that it lost may be another's by now."""
+        held = [key for key in keys if not owner or self._owners.get(key, ("", 0))[0] == owner]
+        await self._cache.drop_many(held)
+        self._disown(held)
 
     async def forsake(self, owner: str) -> None:
-        """Give up every claim of an owner that is no more; `2` are all of `2/...`."""
-        gone = [key for key, (name, _) in self._owners.items() if name == owner or name.startswith(f"{owner}/")]
-        await self.drop_many(gone)
+        """Give up every claim of an owner that is no more, also of one whose last messages are still on their way.
+
+        `2` are all of `2/...`.
+        """
+        self._gone.add(owner)
+        await self.drop_many([key for key, (name, _) in self._owners.items() if self._forsaken(name)])
+
+    def _forsaken(self, owner: str) -> bool:
+        """Whether it was given up, by its name or with all of its kind."""
+        return owner in self._gone or owner.partition("/")[0] in self._gone
 
     def _disown(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -113,7 +128,7 @@ class RemoteCache:
 
     async def drop_many(self, keys: Sequence[str]) -> None:
         """See llm.client.Cache."""
-        await unwrapped(self._actor.drop_many.remote(list(keys)))
+        await unwrapped(self._actor.drop_many.remote(list(keys), self._owner))
 
     async def forsake(self, owner: str) -> None:
         """Give up every claim of an owner that is no more."""

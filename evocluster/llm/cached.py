@@ -322,8 +322,8 @@ class Cached:
 
 def _encode(reply: Reply) -> str:
     # What the answer took this time is no part of it, and entries stay readable by those who know no such fields.
-    bare = reply.model_copy(update={"cached": False})
-    return _Stored(reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
+    bare = reply.model_copy(update={"cached": False}) if reply.cached else reply
+    return _Stored.model_construct(v=1, reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
 
 
 def _decode(text: str) -> Reply | None:
