@@ -205,6 +205,9 @@ class _Batcher(Generic[T, R]):
                 self._unclaimed(item, answer)
 
 
+_THIS_TIME = {"extra_usd", "extra_calls", "answered_by"}
+
+
 class _Stored(Record):
     """What a value in the cache is, as JSON. A reply that old readers cannot read takes a new `v`."""
 
@@ -323,7 +326,7 @@ class Cached:
 def _encode(reply: Reply) -> str:
     # What the answer took this time is no part of it, and entries stay readable by those who know no such fields.
     bare = reply.model_copy(update={"cached": False}) if reply.cached else reply
-    return _Stored.model_construct(v=1, reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
+    return _Stored.model_construct(v=1, reply=bare).model_dump_json(exclude={"reply": _THIS_TIME})
 
 
 def _decode(text: str) -> Reply | None:

@@ -20,13 +20,13 @@ TURN_TOKENS = 4
 """What a chat template adds to a message."""
 
 
-def charge(error: ModelError, request: Request, price: Price, before_usd: float = 0.0) -> Usage:
-    """What a call that ended with this error may have cost; `before_usd`: its earlier attempts."""
+def charge(error: ModelError, request: Request, price: Price) -> Usage:
+    """What an attempt that ended with this error may have cost."""
     if not error.billable:
-        return Usage(calls=1, paid_usd=before_usd)
+        return Usage(calls=1)
     asked, allowed = prompt_tokens(request), request.max_tokens
     usd = price.cost(asked, allowed)
-    return Usage(calls=1, prompt_tokens=asked, completion_tokens=allowed, usd=usd, paid_usd=before_usd + usd)
+    return Usage(calls=1, prompt_tokens=asked, completion_tokens=allowed, usd=usd, paid_usd=usd)
 
 
 def prompt_tokens(request: Request) -> int:

@@ -68,6 +68,8 @@ class Reply(Record):
     """True when replayed from the cache: nothing was paid."""
     extra_usd: float = 0.0
     """US dollars that requests called off for this answer may have cost: paid, but not what such an answer costs."""
+    extra_calls: int = 0
+    """Requests for this answer, besides the one that gave it, that the endpoint may have worked on."""
     answered_by: str | None = None
     """Name of the model that answered in place of the one asked; never of an evaluation or a judgement."""
 
@@ -163,7 +165,7 @@ class Router:
 def usage(reply: Reply) -> Usage:
     """What one reply adds to the accounts."""
     return Usage(
-        calls=1,
+        calls=1 + reply.extra_calls,
         cached=int(reply.cached),
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,

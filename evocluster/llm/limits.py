@@ -109,33 +109,40 @@ class Limited:
         """Requests sent: `attempts - calls` of them were repeats."""
 
     async def __call__(self, request: Request) -> Reply:
-        """The reply of the first attempt that succeeds; what those before it may have cost is in its `extra_usd`.
+        """The reply of the first attempt that succeeds; what those before it may have cost is told in it as extra.
 
         Raises: errors.ModelError, that of the last attempt, with what all of them may have cost in `used`.
         """
         self.calls += 1
-        spent_s, failures, again, lost_usd = 0.0, 0, False, 0.0
+        spent_s, failures, again, lost = 0.0, 0, False, Usage()
         clock, tokens = asyncio.get_running_loop().time, reserved(request)
         while True:
             try:
                 permit = await self._lease.take(tokens, again, self._patience_s, lambda: self._leave(request))
             except ModelError as error:
-                error.used = Usage(calls=int(again), paid_usd=lost_usd)
+                error.used = Usage(calls=max(int(again), lost.calls), paid_usd=lost.paid_usd)
                 raise
             self.attempts += 1
             began = clock()
             try:
                 reply = await self._attempt(request, permit, self._timeout_s - spent_s)
-                return reply.model_copy(update={"extra_usd": reply.extra_usd + lost_usd}) if lost_usd else reply
+                return _with(reply, lost) if lost.calls else reply
             except ModelError as error:
-                error.used = charge(error, request, self._price, lost_usd)
-                spent_s, lost_usd = spent_s + clock() - began, error.used.paid_usd
+                used = charge(error, request, self._price)
+                lost = lost + used if error.billable else lost
+                error.used = used.model_copy(update={"calls": max(1, lost.calls), "paid_usd": lost.paid_usd})
+                spent_s += clock() - began
                 failures += not (isinstance(error, RateLimited) or permit.probe)
                 if not error.retryable or spent_s >= self._timeout_s or await self._enough(failures):
                     raise
                 pause = self._pause(failures)
+                # Its own pauses are part of the deadline; waiting for an endpoint that turns everybody away is not.
+                own = not (isinstance(error, RateLimited) or self._lease.doubtful)
+                pause = min(pause, (self._timeout_s - spent_s) / 2) if own else pause
                 log.debug("%s from model %r: again in %.2f s", type(error).__name__, request.model, pause)
+            began = clock()
             await self._rest(pause)
+            spent_s += clock() - began if own else 0.0
             again = True
             counts["retries"] += 1
 
@@ -178,6 +185,12 @@ class Limited:
             await self._sleep(pause)
         finally:
             self._lease.pausing(-1)
+
+
+def _with(reply: Reply, lost: Usage) -> Reply:
+    """A reply that tells of the attempts before it, too."""
+    extra = {"extra_calls": reply.extra_calls + lost.calls, "extra_usd": reply.extra_usd + lost.paid_usd}
+    return reply.model_copy(update=extra)
 
 
 def reserved(request: Request) -> int:
