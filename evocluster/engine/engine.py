@@ -178,6 +178,11 @@ class Engine:
         finally:
             try:
                 self._write_front()
+                self._folder.seal()
+            except BaseException as error:
+                # Else a resume would take it for finished, without its front.
+                status, failure = "failed", failure or f"{type(error).__name__}: {error}"
+                raise
             finally:
                 try:
                     self._write_status(status, failure)
