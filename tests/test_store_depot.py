@@ -251,7 +251,7 @@ def failed_at(uri: str, at: int, plan: build.Plan, front: Any) -> bool:
         put(place, name, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(Lease.__init__.__kwdefaults__, "settle_s", 0.05)
+        patch.setattr(Depot.__init__, "__defaults__", (None, partial(Lease, settle_s=0.05)))
         with patch.context() as broken:
             broken.setattr(Bucket, "put", full)
             with suppress(StoreError):
