@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import settings, small_config
+from small import small_config, write_config
 
 from evocluster import build
 from evocluster.errors import StoreError
@@ -105,20 +106,37 @@ def test_every_write_fails_in_its_turn(
     assert at > 60
 
 
-def test_a_disk_that_is_really_full_ends_the_run_with_exit_code_6_and_it_goes_on_when_there_is_space(
-    tmp_path: Path,
-) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+REALLY_FULL = """
+import json, os, subprocess, sys
+from pathlib import Path
+from evocluster import build
+from evocluster.errors import StoreError
+config, small = sys.argv[1], Path(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
+plan = build.plan(config)
+try:
+    build.run(plan, small / "run")
+except StoreError as error:
+    said = str(error)
+open_files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if number.isdigit()
+              and os.path.islink(f"/proc/self/fd/{number}")]
+held = [path for path in open_files if path.startswith(str(small))]
+subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+print(json.dumps([said, held, build.resume(small / "run").front]))
+"""
+
+
+def test_a_disk_that_is_really_full_ends_the_run_and_it_goes_on_when_there_is_space(tmp_path: Path) -> None:
+    # In a mount namespace of its own: whatever happens, the file system goes with the process.
+    alone = ["unshare", "--mount"]
+    if os.geteuid() != 0 or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a file system of its own takes root")
-    try:
-        plan = build.plan(small_config(tmp_path, cache={"enabled": False}, models=settings()["models"], **FEW))
-        with pytest.raises(StoreError, match="No space left on device"):
-            build.run(plan, small / "run")
-        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-        resumed = build.resume(small / "run")
-        assert resumed.front == build.run(plan, tmp_path / "whole").front
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    config = write_config(tmp_path, cache={"enabled": False}, **FEW)
+    (tmp_path / "small").mkdir()
+    command = [*alone, sys.executable, "-c", REALLY_FULL, str(config), str(tmp_path / "small")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    said, held, front = json.loads(done.stdout.splitlines()[-1])
+    assert "No space left on device" in said
+    assert held == []
+    assert front == build.run(build.plan(config), tmp_path / "whole").front

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,37 @@ def test_damaged_and_missing_objects_are_refused(uri: str, tmp_path: Path) -> No
     place.delete(commits(uri)[1])
     with pytest.raises(RunDamaged, match="the commit before it, number 2, is not there"):
         fetched(uri, tmp_path / "gap")
+
+
+def failed_at(uri: str, at: int, plan: build.Plan, front: Any) -> bool:
+    """Whether the `at`-th put of a run was there to fail; the run is then gone on with and compared."""
+    put, calls = Bucket.put, [0]
+
+    def full(place: Bucket, name: str, content: bytes) -> None:
+        calls[0] += not name.endswith(".beat")  # those come by the clock
+        if calls[0] == at and not name.endswith(".beat"):
+            raise StoreError(f"cannot write {name!r}")
+        put(place, name, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Depot.__init__, "__defaults__", (None, partial(Lease, settle_s=0.05)))
+        with patch.context() as broken:
+            broken.setattr(Bucket, "put", full)
+            with suppress(StoreError):
+                build.run(plan, uri)
+        resumed = build.resume(uri) if Depot(uri).exists() and Bucket(uri).read("config.yaml") else None
+    assert resumed is None or resumed.front == front, at
+    return calls[0] >= at
+
+
+@pytest.mark.timeout(600)
+def test_any_put_may_fail_and_the_run_goes_on_to_the_same_front(uri: str, tmp_path: Path) -> None:
+    plan = build.plan(small_config(tmp_path, cache={"enabled": False}, **FEW))
+    front = build.run(plan, tmp_path / "calm").front
+    at = 1
+    while failed_at(below(uri, f"at-{at}"), at, plan, front):
+        at += 1
+    assert at > 15
 
 
 def test_a_place_that_cannot_be_reached_or_is_none_is_told(uri: str, server: str) -> None:

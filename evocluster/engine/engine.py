@@ -185,9 +185,10 @@ class Engine:
         finally:
             try:
                 self._write_front()
-            except EvoclusterError as error:
-                # Without its front it is not finished: a resume must come back to write it.
-                status, failure = "failed", failure or str(error)
+                self._folder.seal()
+            except BaseException as error:
+                # Else a resume would take it for finished, without its front.
+                status, failure = "failed", failure or f"{type(error).__name__}: {error}"
                 raise
             finally:
                 try:

@@ -385,12 +385,16 @@ class Folder:
         """A JSON file of the folder that holds its own digest. Raises: errors.RunDamaged."""
         return read_sealed(self.path / name)
 
+    def seal(self) -> None:
+        """Make the table Parquet only; nothing can be appended after it. Raises: errors.StoreError, errors.RunHeld."""
+        self._lease.check()
+        self._table.close()
+
     def close(self) -> None:
         """Seal the table, list the digest of every file, and let the folder go. Raises: errors.StoreError."""
         with self._held:
             try:
-                self._lease.check()
-                self._table.close()
+                self.seal()
                 self._sums.finish(LIVE)
             finally:
                 self._table.leave()

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evocluster.engine.folder import COLUMNS, Folder, rows
+from evocluster.engine.folder import COLUMNS, LIVE, Folder, rows
 from evocluster.records import Example, Trial
 from evocluster.store.depot import Depot
 from evocluster.store.place import is_uri
@@ -73,10 +73,9 @@ class Shipped(Folder):
         self._ship("config.yaml")
 
     def write(self, name: str, value: Mapping[str, object]) -> None:
-        """See Folder; the front goes with the rest when the sitting ends."""
+        """See Folder."""
         super().write(name, dict(value))
-        if name == "run.json":
-            self.depot.put(name, (self.path / name).read_bytes(), listed=False)
+        self.depot.put(name, (self.path / name).read_bytes(), listed=name not in LIVE)
 
     def close(self) -> None:
         """Seal the working copy, put it in the place of the single commits, and let the run go."""

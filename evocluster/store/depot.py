@@ -29,6 +29,8 @@ from evocluster.telemetry import log
 
 FILES = ("config.yaml", "run.json", "examples.jsonl", "genomes.jsonl", "front.json")
 """What is fetched beside the table."""
+OWN = ("run.json", "genomes.jsonl")
+"""Of these, the files that change all the time and hold digests of their own."""
 _SEGMENT = re.compile(r"segments/(\d{6,})-(\d{6,})-([0-9a-f]{64})\.arrows")
 
 
@@ -161,7 +163,7 @@ class Depot:
             name, content = path.relative_to(folder).as_posix(), path.read_bytes()
             if [_digest(content)] != self._index["files"].get(name):
                 self._place.put(name, content)
-            if name not in ("run.json", "genomes.jsonl"):
+            if name not in OWN:
                 files[name] = [_digest(content)]
         there = (name for name in self._place.names("segments") if _SEGMENT.fullmatch(name))
         gone = [name for name in there if _place_of(name)[0] <= self._lease.epoch]
@@ -180,7 +182,7 @@ class Depot:
         """Whether a file is what the index says, or holds digests of its own."""
         wanted = self._index["files"].get(name)
         if wanted is None:
-            return name in ("run.json", "genomes.jsonl")
+            return name in OWN
         if _digest(content) in wanted:
             return True
         if name != "front.json":
