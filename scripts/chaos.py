@@ -35,16 +35,15 @@ from chaos_judge import Row, complaint, total
 from chaos_local import Terms
 from chaos_world import LIVE
 
-RAY: dict[str, Callable[[Terms], Row]] = {
+ONE: dict[str, Callable[[Terms], Row]] = {
     "workers": chaos_ray.workers_killed,
     "nodes": chaos_nodes.nodes_lost,
-    "ray-driver": chaos_ray.ray_driver_killed,
     "actors": chaos_ray.actors_killed,
     "cluster": chaos_ray.cluster_lost,
     "soak": chaos_soak.soak,
 }
-"""Short name -> what injects the faults of the row; these start clusters."""
-LOCAL: dict[str, Callable[[Terms], Row]] = {
+"""Short name -> what injects the faults of the row; one after the other, and beside those of OTHER."""
+OTHER: dict[str, Callable[[Terms], Row]] = {
     "driver": chaos_local.driver_killed,
     "twins": chaos_local.two_drivers,
     "disk": chaos_local.disk_failed,
@@ -52,9 +51,10 @@ LOCAL: dict[str, Callable[[Terms], Row]] = {
     "storm": chaos_calls.storm,
     "answers": chaos_calls.broken_answers,
     "budget": chaos_budget.budget,
+    "ray-driver": chaos_ray.ray_driver_killed,
 }
-"""These do not, and wait more than they work: they are run beside the others."""
-ROWS = {**RAY, **LOCAL}
+"""Nearly all without a cluster; they wait more than they work."""
+ROWS = {**ONE, **OTHER}
 WIDTHS = {"fault": 52, "count": 6, "lost": 5, "double": 6, "re-paid": 7, "issued again": 12, "s": 6, "": 7}
 
 
@@ -89,7 +89,7 @@ def inject(name: str, terms: Terms) -> Row:
 
 
 def carry_out(names: Sequence[str], folder: Path, seed: int, short: bool) -> list[Row]:
-    """These rows, clusters beside the others; each is printed when it is done. In the order of the names."""
+    """These rows, those of ONE beside those of OTHER; each is printed when it is done. In the order of the names."""
     rows: dict[str, Row] = {}
 
     def lane(mine: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ def carry_out(names: Sequence[str], folder: Path, seed: int, short: bool) -> lis
             print(shown(rows[name]), flush=True)
 
     with ThreadPoolExecutor(2) as pool:
-        done = [pool.submit(lane, [name for name in names if name in kind]) for kind in (RAY, LOCAL)]
+        done = [pool.submit(lane, [name for name in names if name in kind]) for kind in (ONE, OTHER)]
     for one in done:
         one.result()
     return [rows[name] for name in names]

@@ -24,7 +24,8 @@ Entry = tuple[str, float, float]
 Key = tuple[Any, ...]
 GATHERED = 2
 """Answers that gather on their way to the disk (llm/cached.py), for each place in flight: those that came in one
-batch, and those that came while it was written. It holds where calls take as long as that, 0.02 s, and longer.
+batch, and those that came while it was written; and calls begun by who has not noticed yet that an actor is gone.
+It holds where calls take as long as gathering, 0.02 s, and longer.
 """
 SHOWN = 10
 """Of what is wrong in a row is told in full."""
@@ -125,13 +126,13 @@ def _excess(fault: Fault, again: Sequence[Repeat]) -> list[str]:
     """What is wrong with the requests that were issued again after a kill."""
     if fault.places is None:
         return []
-    answered = sum(0 < repeat.answered_s <= fault.over_s for repeat in again)
-    waiting = len(again) - answered
+    waiting = sum(repeat.came_s <= fault.struck_s and not 0 < repeat.answered_s <= fault.over_s for repeat in again)
+    others = len(again) - waiting
     wrong = []
     if waiting > fault.places:
         wrong.append(f"{waiting} unanswered calls issued again, at most {fault.places} were in flight")
-    if answered > GATHERED * fault.places:
-        wrong.append(f"{answered} answers were not stored; {fault.places} calls in flight cannot have gathered so many")
+    if others > GATHERED * fault.places:
+        wrong.append(f"{others} answers not stored or asked for after the fault; {fault.places} calls were in flight")
     return wrong
 
 

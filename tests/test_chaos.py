@@ -90,7 +90,7 @@ KILL = judge.Fault(struck_s=10.0, over_s=10.1, stored=frozenset({"kept"}), place
         ([("kept", 1.0, 1.1), ("kept", 12.0, 12.1)], 1, 0, ""),
         ([("open", 9.9, 0.0), ("open", 12.0, 12.1)], 0, 1, ""),
         ([("fresh", 9.7, 9.9), ("fresh", 12.0, 12.1)], 0, 1, ""),
-        ([(f"{n}", 9.7, 9.9) for n in range(5)] + [(f"{n}", 12.0, 12.1) for n in range(5)], 0, 5, "were not stored"),
+        ([(f"{n}", 9.7, 9.9) for n in range(5)] + [(f"{n}", 12.0, 12.1) for n in range(5)], 0, 5, "not stored"),
         ([("twice", 1.0, 1.1), ("twice", 2.0, 2.1)], 1, 0, ""),
         ([("late", 11.0, 11.1), ("late", 12.0, 12.1)], 1, 0, ""),
         ([(f"{n}", 9.9, 0.0) for n in range(3)] + [(f"{n}", 12.0, 12.1) for n in range(3)], 0, 3, "at most 2"),
