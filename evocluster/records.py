@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -65,6 +65,9 @@ class Record(BaseModel):
     """A frozen fact: unknown fields are refused, equality is by value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+R = TypeVar("R", bound=Record)
 
 
 class Genome(Record):
@@ -215,6 +218,11 @@ class Trial(Record):
     notes: FrozenMap = FrozenDict()
     """What the operator tells besides the genome, as JSON: the change it made, the mutation prompt it used."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its evaluations as plain dicts: written and read in half the time."""
+        told = {name: getattr(self, name) for name in Trial.model_fields if name != "evaluations"}
+        return _trial, (tuple(map(_bare, self.evaluations)), told)
+
     @property
     def total(self) -> Usage:
         """Everything this trial consumed."""
@@ -239,3 +247,44 @@ class Trial(Record):
             paid_usd=paid_usd,
             seconds=seconds,
         )
+
+
+_SET: Mapping[type[Record], set[str]] = {kind: set(kind.model_fields) for kind in (Item, Score, Usage, Evaluation)}
+_set = object.__setattr__
+
+
+def _bare(one: Evaluation) -> dict[str, Any]:
+    """What an evaluation says, and its parts, as plain dicts."""
+    return {
+        **one.__dict__,
+        "item": one.item.__dict__,
+        "usage": one.usage.__dict__,
+        "judging": one.judging.__dict__,
+        "scores": {name: score.__dict__ if type(score) is Score else score for name, score in one.scores.items()},
+    }
+
+
+def _whole(said: dict[str, Any]) -> Evaluation:
+    """The evaluation that `_bare` was given."""
+    said["item"] = _born(Item, said["item"])
+    said["usage"] = _born(Usage, said["usage"])
+    said["judging"] = _born(Usage, said["judging"])
+    said["scores"] = FrozenDict(
+        {name: _born(Score, score) if type(score) is dict else score for name, score in said["scores"].items()}
+    )
+    return _born(Evaluation, said)
+
+
+def _born(kind: type[R], said: dict[str, Any]) -> R:
+    """A record of values that were checked when they were first put into one."""
+    new = kind.__new__(kind)
+    _set(new, "__dict__", said)
+    _set(new, "__pydantic_fields_set__", _SET[kind])
+    _set(new, "__pydantic_extra__", None)
+    _set(new, "__pydantic_private__", None)
+    return new
+
+
+def _trial(evaluations: Iterable[dict[str, Any]], told: Mapping[str, Any]) -> Trial:
+    """A trial from its evaluations as `_bare` gives them, and its other fields."""
+    return Trial.model_construct(**told, evaluations=tuple(map(_whole, evaluations)))

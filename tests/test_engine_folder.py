@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import json
+import pickle
 import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
+from pydantic import ValidationError
+from ray import cloudpickle
 from small import edited
 
 from evocluster.engine.folder import COLUMNS, Folder, recipe, rows
 from evocluster.errors import RunDamaged, RunExists, RunHeld
-from evocluster.records import Evaluation, Genome, Item, Proposal, Score, Trial, Usage
+from evocluster.records import Evaluation, FrozenDict, Genome, Item, Proposal, Score, Trial, Usage
 from evocluster.store import lease
 
 
@@ -88,6 +92,35 @@ def test_a_trial_takes_what_its_parts_take_to_the_last_bit() -> None:
     one = trial(0, items=3)
     parts = [used for each in one.evaluations for used in (each.usage, each.judging)]
     assert one.total == sum(parts, one.usage)
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_pickled_trial_is_the_same_to_the_last_field(pickler: Any) -> None:
+    class Grade(Score):
+        """A scorer's own."""
+
+        level: int
+
+    one = trial(0, items=3)
+    shared = one.evaluations[0].usage
+    own = one.evaluations[1].model_copy(
+        update={
+            "scores": FrozenDict({"label": Grade(value=1.0, level=2) if pickler is cloudpickle else Score(value=1.0)}),
+            "judging": shared,
+            "trace": (FrozenDict({"purpose": "answer", "prompt": "ü", "reply": "x"}),),
+        }
+    )
+    for given in (one.model_copy(update={"evaluations": (own, own, *one.evaluations)}), trial(1, error="x"), one):
+        found = pickle.loads(pickler.dumps(given))
+        assert found == given
+        assert repr(found) == repr(given)
+        assert found.model_dump_json() == given.model_dump_json()
+        assert found.total == given.total
+        assert [type(each.scores) for each in found.evaluations] == [FrozenDict] * len(given.evaluations)
+        assert found.model_copy(update={"error": "y"}).error == "y"
+        assert rows(found) == rows(given)
+    with pytest.raises(ValidationError):
+        found.evaluations[0].usage.calls = 7
 
 
 def test_pandas_reads_it_without_us(tmp_path: Path) -> None:
