@@ -223,7 +223,9 @@ class World:
     def died(self, process: Process) -> None:
         """What it was making may have to be made again."""
         self.books.excuse(process)
-        self.books.dead[process] = None
+        self.books.forgotten += process.name.startswith("Keeper.")
+        if process.name.startswith("Puller."):
+            self.books.dead[process] = None
 
     # The run.
 
