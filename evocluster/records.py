@@ -218,7 +218,24 @@ class Trial(Record):
     @property
     def total(self) -> Usage:
         """Everything this trial consumed."""
-        total = self.usage
+        own = self.usage
+        calls, cached, usd, paid_usd, seconds = own.calls, own.cached, own.usd, own.paid_usd, own.seconds
+        prompt_tokens, completion_tokens = own.prompt_tokens, own.completion_tokens
         for evaluation in self.evaluations:
-            total = total + evaluation.usage + evaluation.judging
-        return total
+            for used in (evaluation.usage, evaluation.judging):
+                calls += used.calls
+                cached += used.cached
+                prompt_tokens += used.prompt_tokens
+                completion_tokens += used.completion_tokens
+                usd += used.usd
+                paid_usd += used.paid_usd
+                seconds += used.seconds
+        return Usage(
+            calls=calls,
+            cached=cached,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            usd=usd,
+            paid_usd=paid_usd,
+            seconds=seconds,
+        )

@@ -66,7 +66,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def edited(run: Path, name: str = "run.json", **changes: Any) -> None:
+def edited(run: Path, name: str = "run.json", /, **changes: Any) -> None:
     """Change a JSON file of a run folder as an editor would, which leaves the folder without digests."""
     (run / "SHA256SUMS").unlink(missing_ok=True)
     kept = json.loads((run / name).read_text())

@@ -84,6 +84,12 @@ def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
     assert genomes == [one.genome for one in made]
 
 
+def test_a_trial_takes_what_its_parts_take_to_the_last_bit() -> None:
+    one = trial(0, items=3)
+    parts = [used for each in one.evaluations for used in (each.usage, each.judging)]
+    assert one.total == sum(parts, one.usage)
+
+
 def test_pandas_reads_it_without_us(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "run", "name: x\n")
     folder.append(trial(0))

@@ -20,8 +20,9 @@ from small import LABELS, edited, settings, small_config, write_config
 
 from evocluster import build
 from evocluster.engine.engine import carry
+from evocluster.engine.folder import Folder
 from evocluster.engine.runner import LocalRunner, Runner
-from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld
+from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld, StoreError
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 
@@ -353,6 +354,26 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_paid(tmp_path: Path) -> Non
     assert "StoreError" in done.stderr
     result = build.resume(tmp_path / "run")
     assert result.status == "finished"
+
+
+def test_a_run_whose_front_could_not_be_written_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Folder.write
+
+    def failing(self: Folder, name: str, value: Any) -> None:
+        if name == "front.json":
+            raise StoreError("Input/output error")
+        write(self, name, value)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Folder, "write", failing)
+        with pytest.raises(StoreError):
+            build.run(build.plan(small_config(tmp_path)), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    result = build.resume(tmp_path / "run")
+    assert result.status == "finished"
+    assert result.recommended is not None
 
 
 def test_a_budget_too_small_leaves_no_folder(tmp_path: Path) -> None:

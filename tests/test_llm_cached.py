@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from evocluster.errors import ConfigError, Overloaded, StoreError
 from evocluster.llm.cached import Cached, LocalCache
 from evocluster.llm.client import Cache, Claim, Message, Reply, Request, usage
+from evocluster.records import digest
 from evocluster.store.cache import DiskCache
 
 IDENTITY = {"m": "scripted:m"}
@@ -361,3 +362,23 @@ def test_whatever_is_cancelled_no_text_is_made_twice(plan: list[tuple[int, int, 
     finished.clear()
     asyncio.run(run())
     assert len(finished) == len(set(finished))
+
+
+@given(
+    st.builds(
+        Request,
+        model=st.text(max_size=3),
+        messages=st.lists(st.builds(Message, role=st.sampled_from(["system", "user"]), content=st.text(max_size=9))),
+        prompt=st.none() | st.text(max_size=9),
+        temperature=st.integers(0, 2) | st.floats(0, 2),
+        stop=st.lists(st.text(max_size=3), max_size=2),
+        seed=st.integers(0, 9),
+        choices=st.lists(st.text(max_size=3), max_size=2),
+        json_schema=st.none() | st.just({"type": "object", "required": ["ä"], "properties": {"ä": {"enum": [1, 0.5]}}}),
+        replicate=st.integers(0, 9),
+        purpose=st.sampled_from(["evaluate", "judge"]),
+    )
+)
+def test_a_request_is_named_by_all_that_it_says_but_its_model_and_purpose(request: Request) -> None:
+    said = request.model_dump(mode="json", exclude={"model", "purpose"})
+    assert request.key("direct:x") == digest({"identity": "direct:x", **said})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evocluster.records import Genome
+from evocluster.records import Genome, Json
 from evocluster.search.beliefs import KEPT, Beliefs, adjusted, alike
 
 GENES = ("model", "temperature", "demos")
@@ -117,3 +117,30 @@ def test_the_order_of_learning_changes_nothing(order: list[int]) -> None:
 def test_alike(one: object, other: object, low: float, high: float) -> None:
     assert low <= alike(one, other) <= high
     assert alike(one, other) == alike(other, one)
+
+
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-2, 2),
+    st.sampled_from([0.5, 1.0, 2.0, -0.0]),
+    st.sampled_from(["a", "say yes", "say no", "say no or yes"]),
+    st.lists(st.sampled_from(["d1", "d2", "d3"]), max_size=3),
+    st.just({"deep": [1]}),
+)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=12), st.lists(st.booleans(), min_size=12, max_size=12))
+def test_remembered_likeness_is_that_of_every_pair_to_the_last_bit(
+    pairs: list[tuple[Json, Json]], stays: list[bool]
+) -> None:
+    genomes = list({one.id: one for one in (Genome(genes={"x": x, "y": y}) for x, y in pairs)}.values())
+    beliefs = Beliefs(("x", "y", "absent"))
+    for one in genomes:
+        beliefs.learn(one, outcomes(1, 4))
+    stay = [at for at in range(len(genomes)) if stays[at]] or [0]
+    for values in beliefs._values:
+        values.keep(stay)
+    for name, values in zip(("x", "y", "absent"), beliefs._values, strict=True):
+        for one in genomes:
+            plain = [alike(one.genes.get(name), genomes[at].genes.get(name)) for at in stay]
+            assert values.column(one.genes.get(name)).tolist() == plain

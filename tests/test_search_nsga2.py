@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evocluster.search.nsga2 import Floats, front, hypervolume, rank_and_crowding, survive
+from evocluster.search.nsga2 import Floats, front, hypervolume, rank_and_crowding, ranking, survive
 
 # Few distinct values, so that ties and repeated rows are common.
 tables = st.tuples(st.integers(1, 25), st.integers(1, 4)).flatmap(
@@ -94,3 +94,13 @@ def test_a_thousand_members_survive_in_time() -> None:
         survive(values, 500)
         seconds.append(time.perf_counter() - before)
     assert median(seconds) < 0.05
+
+
+def test_crowding_is_that_of_the_values_that_were_ranked() -> None:
+    values = np.array([[0.0, 3.0], [1.0, 1.0], [3.0, 0.0], [4.0, 4.0]])
+    broken = np.array([0.0, 0.0, 0.0, 1.0])
+    ranks, crowding = rank_and_crowding(values, broken)
+    found = ranking(values, broken)
+    values[:], broken[:] = 7.0, 2.0
+    assert (found.ranks == ranks).all()
+    assert (found.crowding == crowding).all()

@@ -96,21 +96,46 @@ def test_a_dead_process_of_this_machine_is_followed_at_once(world: World, monkey
     assert world.now - before <= leases.SETTLE_S
 
 
-def test_a_holder_that_wakes_while_it_is_replaced_stays_or_both_leave(world: World) -> None:
+def test_a_holder_that_wakes_while_it_is_replaced_is_fenced_before_the_other_goes_on(world: World) -> None:
+    first = world.lease("there")
+    first.take()
+    second = world.lease("here")
+    claim = second._claim
+
+    claims: list[float] = []
+
+    def wakes() -> bool:
+        won = claim()
+        claims.append(world.now)
+        if len(claims) == 1:
+            with pytest.raises(RunHeld):
+                first._beat()
+        return won
+
+    second._claim = wakes  # type: ignore[method-assign]
+    second.take()
+    assert claims[1] - claims[0] >= leases.LEASE_S  # it withdrew, and waited for another lease
+    second.check()
+    with pytest.raises(RunHeld):
+        first.check()
+
+
+def test_a_holder_that_wakes_before_the_claim_keeps_the_other_out(world: World) -> None:
     first = world.lease("there")
     first.take()
     second = world.lease("here")
     claim = second._claim
 
     def wakes() -> bool:
+        first._beat()
         won = claim()
-        with pytest.raises(RunHeld):
-            first._beat()
+        world.then.append(first._beat)  # it lives on
         return won
 
     second._claim = wakes  # type: ignore[method-assign]
-    with pytest.raises(RunHeld):
+    with pytest.raises(RunHeld, match="on there"):
         second.take()
+    first.check()
 
 
 @pytest.mark.parametrize("kind", [Directory, Listed])

@@ -17,11 +17,11 @@ from typing import Any
 
 from evocluster.cluster.nodes import placed
 from evocluster.cluster.session import unwrapped
-from evocluster.llm.cached import LocalCache
+from evocluster.llm.cached import CLAIM_S, LocalCache
 from evocluster.llm.client import Cache, Claim
 
-LEASE_S = 600.0
-"""Seconds a claim is good for, should its owner vanish unseen: longer than a call with its retries takes by default."""
+LEASE_S = CLAIM_S
+"""Seconds a claim is good for, should its owner vanish unseen; those of workers known as dead are given up at once."""
 
 
 class CacheKeeper:

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from evocluster.cluster.dispatch import WAIT_S, Orders, Report
-from evocluster.cluster.metrics import Counters, beating
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError
 from evocluster.llm.client import Cache
@@ -49,9 +48,9 @@ class Puller:
         worker: Worker,
         source: Source,
         cache: Cache | None,
-        ready: Callable[[], None] = lambda: None,
+        ready: Callable[[], asyncio.Task[None] | None] = lambda: None,
     ) -> None:
-        """`ready` is called once the worker is open."""
+        """`ready` is called once the worker is open; a task that it returns is cancelled at the end."""
         self._name = name
         self._worker = worker
         self._source = source
@@ -73,10 +72,10 @@ class Puller:
     async def run(self) -> None:
         """Open, pull until over, close. A fatal error of the worker is handed to the source and ends this puller."""
         mark(worker=self._name)
-        beat = beating(Counters(self._worker.told.id))
+        beat: asyncio.Task[None] | None = None
         try:
             await self._worker.open(self._cache)
-            self._ready()
+            beat = self._ready()
             await self._talk()
         except SourceGone as failure:
             log.warning("%s: %s", self._name, failure)
@@ -89,7 +88,8 @@ class Puller:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
             await self._worker.close()
-            beat.cancel()
+            if beat is not None:
+                beat.cancel()
 
     async def _talk(self) -> None:
         """Call the source whenever there is something to say, and at least every WAIT_S.

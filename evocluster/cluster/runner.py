@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from evocluster.cluster import nodes
@@ -17,6 +18,7 @@ from evocluster.cluster.cache import RemoteCache
 from evocluster.cluster.demand import Demand, ask_ray, wanted
 from evocluster.cluster.dispatch import Dispatch, Orders, Report
 from evocluster.cluster.limits import RemoteKeeper
+from evocluster.cluster.metrics import Counters, beating
 from evocluster.cluster.nodes import Node, NodeHost, placed
 from evocluster.cluster.puller import Puller, SourceGone
 from evocluster.cluster.seats import Layout, Patience, arrange, shares
@@ -59,6 +61,12 @@ class PopulationSource:
             return await reference
         except ray.exceptions.RayActorError as failure:
             raise SourceGone(f"the population actor does not answer: {failure}") from failure
+
+
+def begin(run: str) -> asyncio.Task[None]:
+    """What a worker process does once it is open: settle, and tell Ray's metrics what it does."""
+    settle()
+    return beating(Counters(run))
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,7 @@ class RayRunner:
 
         source = PopulationSource(ray.get_runtime_context().current_actor)
         cache = self._cache.of(name) if self._cache is not None else None
-        actor = placed(Puller, node).remote(name, worker, source, cache, settle)
+        actor = placed(Puller, node).remote(name, worker, source, cache, partial(begin, worker.told.id))
         self._seats[name] = _Seat(node, index, actor)
         watcher = asyncio.ensure_future(self._watch(name, actor))
         self._watchers.add(watcher)

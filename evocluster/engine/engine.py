@@ -185,6 +185,10 @@ class Engine:
         finally:
             try:
                 self._write_front()
+            except EvoclusterError as error:
+                # Without its front it is not finished: a resume must come back to write it.
+                status, failure = "failed", failure or str(error)
+                raise
             finally:
                 try:
                     self._write_status(status, failure)

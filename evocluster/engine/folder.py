@@ -119,7 +119,8 @@ _JUDGING = {name: f"judge_{name}" for name in _ANSWERING}
 
 
 def _usage_row(usage: Usage, columns: Mapping[str, str]) -> dict[str, Any]:
-    return {column: getattr(usage, name) for name, column in columns.items()}
+    said = usage.__dict__
+    return {column: said[name] for name, column in columns.items()}
 
 
 def _usage(row: Mapping[str, Any], columns: Mapping[str, str]) -> Usage:

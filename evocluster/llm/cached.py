@@ -21,6 +21,10 @@ from evocluster.llm.client import LLM, Cache, Claim, Reply, Request, unconfigure
 from evocluster.records import Record
 from evocluster.telemetry import counts, log
 
+CLAIM_S = 7200.0
+"""Seconds that a claim lasts: longer than any call waits for its slot, its endpoint and its answer, since what a
+claim that ran out was for is asked, and paid, twice."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -64,7 +68,7 @@ class LocalCache:
     def __init__(
         self,
         shelf: Shelf | None = None,
-        lease_s: float = 600.0,
+        lease_s: float = CLAIM_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shelf: Shelf = MemoryShelf() if shelf is None else shelf
@@ -318,8 +322,8 @@ class Cached:
 
 def _encode(reply: Reply) -> str:
     # What the answer took this time is no part of it, and entries stay readable by those who know no such fields.
-    bare = reply.model_copy(update={"cached": False})
-    return _Stored(reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
+    bare = reply.model_copy(update={"cached": False}) if reply.cached else reply
+    return _Stored.model_construct(v=1, reply=bare).model_dump_json(exclude={"reply": {"extra_usd", "answered_by"}})
 
 
 def _decode(text: str) -> Reply | None:

@@ -46,8 +46,10 @@ class Request(Record):
 
     def key(self, identity: str) -> str:
         """The cache key (64 hex digits): all that can change the answer; `identity` is of the model behind the name."""
-        asked = self.model_dump(mode="json", exclude={"model", "purpose"})
-        return digest({"identity": identity, **asked})
+        asked = {**self.__dict__, "identity": identity}
+        del asked["model"], asked["purpose"]
+        asked["messages"] = [one.__dict__ for one in self.messages]
+        return digest(asked)
 
 
 class Reply(Record):

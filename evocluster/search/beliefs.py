@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evocluster.records import Genome, Json
+from evocluster.records import Genome, Json, canonical
 from evocluster.search.genes import is_number
 
 Floats = NDArray[np.float64]
@@ -62,6 +62,7 @@ class Beliefs:
     def __init__(self, genes: Sequence[str], outcomes: int = 0) -> None:
         """`genes`: names of those that can differ; `outcomes`: how many means besides the quality."""
         self._genes = tuple(genes)
+        self._values = [_Values() for _ in self._genes]
         self._extra = outcomes
         self._tried: dict[str, Tried] = {}
         self._alike = np.zeros((0, 0))
@@ -92,6 +93,8 @@ class Beliefs:
         gone = [id for id in self._order if id not in known][:surplus]
         stay = [i for i, id in enumerate(self._order) if id not in gone]
         self._alike = self._alike[np.ix_(stay, stay)]
+        for values in self._values:
+            values.keep(stay)
         self._order = [self._order[i] for i in stay]
         self._tried = {id: self._tried[id] for id in self._order}
         self._fitted = None
@@ -104,15 +107,16 @@ class Beliefs:
         grown[size, :size] = grown[:size, size] = row
         self._alike = grown
         self._order.append(genome.id)
+        for gene, values in zip(self._genes, self._values, strict=True):
+            values.add(genome.genes.get(gene))
 
     def _row(self, genome: Genome) -> Floats:
         """How alike a genome is to all that were tried, before what is only its own."""
-        others = [self._tried[id].genome.genes for id in self._order]
-        if not others or not self._genes:
-            return np.ones(len(others))
-        table = np.empty((len(others), len(self._genes)))
-        for at, gene in enumerate(self._genes):
-            table[:, at] = _column(genome.genes.get(gene), [genes.get(gene) for genes in others])
+        if not self._order or not self._genes:
+            return np.ones(len(self._order))
+        table = np.empty((len(self._order), len(self._genes)))
+        for at, (gene, values) in enumerate(zip(self._genes, self._values, strict=True)):
+            table[:, at] = values.column(genome.genes.get(gene))
         return np.asarray((ADDED * table.mean(axis=1) + TOGETHER * table.prod(axis=1)) / (ADDED + TOGETHER))
 
     def of(self, genome: Genome) -> tuple[Belief, ...]:
@@ -165,6 +169,57 @@ class _Fit:
         ]
 
 
+class _Values:
+    """The values of one gene in everything that was tried: few of them differ, so each pair is compared once."""
+
+    def __init__(self) -> None:
+        self._known: list[Json] = []
+        """Those that differ."""
+        self._places: dict[tuple[type, Json], int] = {}
+        """Type and value -> its place among them."""
+        self._alike = np.ones((0, 0))
+        """How alike each is to each."""
+        self._at = np.zeros(0, dtype=np.int64)
+        """The place of the value of each that was tried, in their order."""
+
+    def column(self, value: Json) -> Floats:
+        """How alike a value is to that of each that was tried."""
+        place = self._places.get(_key(value))
+        row = self._compared(value) if place is None else self._alike[place]
+        return row[self._at]
+
+    def add(self, value: Json) -> None:
+        """One more was tried."""
+        count = len(self._known)
+        place = self._places.setdefault(_key(value), count)
+        if place == count:
+            grown = np.ones((count + 1, count + 1))
+            grown[:count, :count] = self._alike
+            grown[count, :count] = grown[:count, count] = self._compared(value)
+            self._alike = grown
+            self._known.append(value)
+        self._at = np.append(self._at, place)
+
+    def keep(self, stay: Sequence[int]) -> None:
+        """Forget all but these of what was tried."""
+        used, self._at = np.unique(self._at[stay], return_inverse=True)
+        self._alike = self._alike[np.ix_(used, used)]
+        self._known = [self._known[int(old)] for old in used]
+        self._places = {_key(value): place for place, value in enumerate(self._known)}
+
+    def _compared(self, value: Json) -> Floats:
+        return np.array([alike(value, other) for other in self._known], dtype=np.float64)
+
+
+def _key(value: Json) -> tuple[type, Json]:
+    """What a value is known by; equal ones of one type are as alike to any other."""
+    try:
+        hash(value)
+    except TypeError:  # it holds a mapping, which has no hash
+        return type(value), canonical(value)
+    return type(value), value
+
+
 def adjusted(table: Floats) -> tuple[Floats, float]:
     """Means of the rows freed of how hard their examples are, and the variance of one outcome that is left.
 
@@ -183,23 +238,6 @@ def adjusted(table: Floats) -> tuple[Floats, float]:
     degrees = max(1, int(seen.sum()) - len(table) - int((columns > 0).sum()))
     # As if ten outcomes of the usual noise had been seen before.
     return genomes, float(((left**2).sum() + 10 * NOISE) / (degrees + 10))
-
-
-def _column(one: Json, others: Sequence[Json]) -> list[float]:
-    """How alike one value of a gene is to each of the others; few of them differ, so each is compared once."""
-    known: dict[tuple[type, Json], float] = {}
-    column = []
-    for other in others:
-        key = (type(other), other)
-        try:
-            found = known.get(key)
-        except TypeError:  # it holds a mapping, which has no hash
-            column.append(alike(one, other))
-            continue
-        if found is None:
-            found = known[key] = alike(one, other)
-        column.append(found)
-    return column
 
 
 def alike(one: Json, other: Json) -> float:

@@ -8,6 +8,9 @@ among rows that violate alike, above all those that do not, the values decide.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,33 +32,55 @@ def finite(values: Floats) -> Floats:
     return table
 
 
-def rank_and_crowding(values: Floats, violations: Floats | None = None) -> tuple[Ints, Floats]:
-    """Ranks (0: no other row dominates it) and crowding distances (inf: an extreme of its rank) of an [n, m]
-    table.
+class Ranking:
+    """Ranks (0: no other row dominates it) and crowding distances (inf: an extreme of its rank) of rows."""
 
-    `violations`: by how much each row breaks constraints; 0: it is feasible.
-    """
-    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+    def __init__(self, ranks: Ints, spread: Callable[[], Floats]) -> None:
+        """`spread`: the crowding distances, worked out when they are first asked for."""
+        self.ranks = ranks
+        self._spread = spread
+
+    @cached_property
+    def crowding(self) -> Floats:
+        """Of each row."""
+        return self._spread()
+
+
+def ranking(values: Floats, violations: Floats | None = None) -> Ranking:
+    """Of an [n, m] table as it is now. `violations`: by how much each row breaks constraints; 0: it is feasible."""
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
     if not len(values):
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
+        return Ranking(np.zeros(0, dtype=np.int64), lambda: np.zeros(0))
     table = finite(values)
     ranks = np.zeros(len(table), dtype=np.int64)
+    fronts: list[Ints] = []
+    for alike in _levels(violations, len(table)):
+        for within in NonDominatedSorting().do(table[alike]):
+            ranks[alike[within]] = len(fronts)
+            fronts.append(alike[within])
+    rows = table if violations is None else np.column_stack([table, violations])
+    return Ranking(ranks, lambda: _crowding(table, rows, fronts))
+
+
+def _crowding(table: Floats, rows: Floats, fronts: Sequence[Ints]) -> Floats:
+    """`rows`: what makes equal."""
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+
     crowding = np.zeros(len(table))
     # Equal rows share a place: the first of them keeps its distance, the rest are crowded out before others.
     first = np.zeros(len(table), dtype=bool)
-    rows = table if violations is None else np.column_stack([table, violations])
     first[np.unique(rows, axis=0, return_index=True)[1]] = True
-    rank = 0
-    for alike in _levels(violations, len(table)):
-        for within in NonDominatedSorting().do(table[alike]):
-            front = alike[within]
-            ranks[front] = rank
-            apart = front[first[front]]
-            crowding[apart] = calc_crowding_distance(table[apart])
-            rank += 1
-    return ranks, crowding
+    for front in fronts:
+        apart = front[first[front]]
+        crowding[apart] = calc_crowding_distance(table[apart])
+    return crowding
+
+
+def rank_and_crowding(values: Floats, violations: Floats | None = None) -> tuple[Ints, Floats]:
+    """Both at once, see `ranking`."""
+    found = ranking(values, violations)
+    return found.ranks, found.crowding
 
 
 def _levels(violations: Floats | None, count: int) -> list[Ints]:
@@ -78,7 +103,7 @@ def survive(values: Floats, k: int, violations: Floats | None = None) -> Ints:
 
 def front(values: Floats, violations: Floats | None = None) -> Ints:
     """The non-dominated rows, in their order."""
-    return np.flatnonzero(rank_and_crowding(values, violations)[0] == 0).astype(np.int64)
+    return np.flatnonzero(ranking(values, violations).ranks == 0).astype(np.int64)
 
 
 def hypervolume(values: Floats, reference: Floats) -> float:

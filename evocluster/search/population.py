@@ -91,7 +91,7 @@ class Population:
         self._ideal = np.array([one.sign * one.ideal() for one in objectives])
         self._scale: Floats | None = None
         self._members: dict[str, Individual] = {}
-        self._ranked: tuple[NDArray[np.int64], Floats] | None = None
+        self._ranked: nsga2.Ranking | None = None
         self._front: tuple[NDArray[np.int64], list[Individual]] | None = None
         self._pinned: str | None = None
 
@@ -185,18 +185,18 @@ class Population:
 
     def _trim(self) -> None:
         members = self.members
-        kept = [int(i) for i in nsga2.order(*self.ranked)[: self._size]]
+        ranks, crowding = self.ranked.ranks, self.ranked.crowding
+        kept = [int(i) for i in nsga2.order(ranks, crowding)[: self._size]]
         elites = self._elites(members)
         for elite in elites:
             if elite not in kept:
                 loser = next((i for i in reversed(kept) if i not in elites), None)
                 if loser is not None:
                     kept[kept.index(loser)] = elite
-        ranks, crowding = self.ranked
         chosen = sorted(kept)
         self._members = {members[i].genome.id: members[i] for i in chosen}
         # As in the paper, tournaments compare what survival was decided by.
-        self._ranked = (ranks[chosen], crowding[chosen])
+        self._ranked = nsga2.Ranking(ranks[chosen], lambda: crowding[chosen])
 
     def _elites(self, members: Sequence[Individual]) -> tuple[int, ...]:
         """The places of the pinned one, of the best careful quality, of the best careful composite and of the best aim,
@@ -211,11 +211,11 @@ class Population:
         )
 
     @property
-    def ranked(self) -> tuple[NDArray[np.int64], Floats]:
+    def ranked(self) -> nsga2.Ranking:
         """Ranks and crowding of the members, in their order."""
         if self._ranked is None:
             broken = np.array([one.violation for one in self._members.values()])
-            self._ranked = nsga2.rank_and_crowding(self._table(), broken if broken.any() else None)
+            self._ranked = nsga2.ranking(self._table(), broken if broken.any() else None)
         return self._ranked
 
     def _table(self) -> Floats:
@@ -226,7 +226,7 @@ class Population:
 
         Where members are to be `distinct`, those that have become alike since they came stand for each other.
         """
-        ranks, _ = self.ranked
+        ranks = self.ranked.ranks
         if self._front is None or self._front[0] is not ranks:
             found = [one for one, rank in zip(self.members, ranks, strict=True) if rank == 0]
             self._front = (ranks, self._apart(found) if self._distinct else found)
@@ -243,11 +243,11 @@ class Population:
 
     def crowding(self) -> Mapping[str, float]:
         """Crowding by genome id."""
-        return dict(zip(self._members, self.ranked[1].tolist(), strict=True))
+        return dict(zip(self._members, self.ranked.crowding.tolist(), strict=True))
 
     def tournament(self, rng: np.random.Generator) -> Individual:
         """The better of two random members by rank, then crowding (Deb et al. 2002)."""
-        ranks, crowding = self.ranked
+        ranks, crowding = self.ranked.ranks, self.ranked.crowding
         one, other = (int(i) for i in rng.integers(len(self._members), size=2))
         if (ranks[other], -crowding[other]) < (ranks[one], -crowding[one]):
             one = other

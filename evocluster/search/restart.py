@@ -63,9 +63,9 @@ class Restart:
         The elites, the best of every objective, then by rank and crowding.
         """
         members = population.members
-        places = {one.genome.id: at for at, one in enumerate(members)}
+        places, ranked = {one.genome.id: at for at, one in enumerate(members)}, population.ranked
         first = [places[one.genome.id] for one in (*population.elites(), *_extremes(population))]
-        ordered = dict.fromkeys([*first, *map(int, nsga2.order(*population.ranked))])
+        ordered = dict.fromkeys([*first, *map(int, nsga2.order(ranked.ranks, ranked.crowding))])
         stay = max(2, ceil(STAY * len(members)))
         return [members[at].genome.id for at in list(ordered)[:stay]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ _TYPES: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
     ),
 }
+_EXACT: dict[str, set[type]] = {
+    "string": {str, type(None)},
+    "int64": {int, type(None)},
+    "float64": {float, int, type(None)},
+    "bool": {bool, type(None)},
+    "list<string>": {type(None)},
+}
+"""Types of which every value fits: what a column nearly always holds."""
 _ALIKE = 32
 _LINES = "lines"
 _READ_ROWS = 1000
@@ -35,12 +44,17 @@ _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 
 def arrow_schema(columns: Mapping[str, str]) -> Any:
     """The Arrow schema of column name -> type name. Raises: StoreError for a type that is none of ours."""
-    unknown = sorted({kind for kind in columns.values() if kind not in _TYPES})
+    return _schema(tuple(columns.items()))
+
+
+@lru_cache(maxsize=64)
+def _schema(columns: tuple[tuple[str, str], ...]) -> Any:
+    unknown = sorted({kind for _, kind in columns if kind not in _TYPES})
     if unknown or not columns:
         raise StoreError(
             f"column types {unknown!r} of {dict(columns)!r}: give at least one column, of {sorted(_TYPES)}"
         )
-    return pa.schema([(name, _TYPES[kind][0]) for name, kind in columns.items()])
+    return pa.schema([(name, _TYPES[kind][0]) for name, kind in columns])
 
 
 def record_batch(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Any:
@@ -59,9 +73,13 @@ def record_batch(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) 
 
 def _array(name: str, kind: str, values: list[Any]) -> Any:
     arrow_type, fits = _TYPES[kind]
-    for value in values:
-        if value is not None and not fits(value):
-            raise StoreError(f"column {name!r} cannot hold {value!r}: it takes {kind} or None; fix the row")
+    found = set(map(type, values))
+    if found == {type(None)} and kind != "list<string>":  # of lists, nulls() has other bytes than array()
+        return pa.nulls(len(values), arrow_type)
+    if not _EXACT[kind].issuperset(found):
+        for value in values:
+            if value is not None and not fits(value):
+                raise StoreError(f"column {name!r} cannot hold {value!r}: it takes {kind} or None; fix the row")
     try:
         return pa.array(values, arrow_type)
     except UnicodeEncodeError:

@@ -7,7 +7,8 @@ flock settles it on one machine. Elsewhere: whoever wants to write takes the nex
 stood still for a whole lease, measured by his own clock. On a folder the claim is an exclusive create, which one
 wins. Object storage has no such thing through pyarrow: claims are listed `settle_s` after they were put, and the
 first by (last modified, id) has it; LastModified counts in seconds, so the wait is longer than that. Then the old
-holder's beat is looked at once more: if it goes on, the claim is withdrawn.
+holder's beat is looked at once more: if it goes on, the claim is withdrawn. Who loses a claim looks who has it now,
+and leaves once that one is seen to live.
 
 A holder that was paused (SIGSTOP, swapped out, cut off) past its lease is fenced: `check` finds its own deadline
 passed, beats, and looks for a later claim before anything more is written or acknowledged.
@@ -41,6 +42,7 @@ LEASE_S = 15.0
 """How long a holder that gives no sign of life keeps others out."""
 SETTLE_S = 2.5
 """How long a claim on object storage waits for those that came at the same time: LastModified counts in seconds."""
+_ATTEMPTS = 5
 _NAME = re.compile(r"\d{6,}-[0-9a-f]+")
 
 
@@ -81,8 +83,19 @@ class Lease:
     def take(self, *, alone: bool = False) -> None:
         """Become the holder. `alone`: no other process of this machine can hold it (flock).
 
-        Waits for a lease at most. Raises: RunHeld when somebody else is the holder; StoreError.
+        Waits for a lease, and for another one each time a rival came in between who then gave no sign of life.
+        Raises: RunHeld when somebody else is the holder; StoreError.
         """
+        before = next((epoch for _ in range(_ATTEMPTS) if (epoch := self._try(alone)) is not None), None)
+        if before is None:
+            raise self._held(self._read_beat(*self._top()))
+        for name in self._place.names(self._folder):
+            if int(name.rpartition("/")[2].partition("-")[0]) < before:
+                self._place.delete(name)
+        threading.Thread(target=self._keep, name="evocluster-lease", daemon=True).start()
+
+    def _try(self, alone: bool) -> int | None:
+        """The epoch that was before ours; None when a rival came in between. Raises: RunHeld when the holder lives."""
         epoch, holder = self._top()
         beat = self._read_beat(epoch, holder) if holder else None
         if beat is not None and not self._gone(beat, alone):
@@ -90,15 +103,17 @@ class Lease:
             self.doubtful = True
         self.epoch = epoch + 1
         if not self._claim():
-            raise self._held(self._read_beat(*self._top()))
+            return None
         if beat is not None and self._read_beat(epoch, holder) != beat:
             self._place.delete(self._mine("claim"))
-            raise self._held(beat)
-        self._beat()
-        for name in self._place.names(self._folder):
-            if int(name.rpartition("/")[2].partition("-")[0]) < epoch:
-                self._place.delete(name)
-        threading.Thread(target=self._keep, name="evocluster-lease", daemon=True).start()
+            return None
+        try:
+            self._beat()
+        except RunHeld:
+            self._place.delete(self._mine("claim"))
+            self._lost = None
+            return None
+        return epoch
 
     def check(self) -> None:
         """Raises: RunHeld when this process is the holder no more; StoreError when that cannot be found out."""

@@ -196,7 +196,7 @@ class Table:
         self._release()
 
     def _tidy(self) -> None:
-        for temp in self._folder.glob(".part-*.tmp"):
+        for temp in sorted(self._folder.glob(".part-*.tmp")):
             temp.unlink()
         sealed = _tail(self._folder, self._number - 1)
         if sealed.exists():
