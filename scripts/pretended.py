@@ -315,7 +315,7 @@ def pretending(cluster: Cluster) -> Iterator[None]:
         clock = SimpleNamespace(monotonic=cluster.loop.time)
         with (
             mock.patch("evocluster.cluster.runner.settle"),
-            mock.patch("evocluster.cluster.puller.beating"),
+            mock.patch("evocluster.cluster.runner.beating"),
             mock.patch("evocluster.cluster.population.beating"),
             mock.patch("evocluster.cluster.population.settle"),
             mock.patch("evocluster.cluster.limits.time", clock),
