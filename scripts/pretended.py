@@ -315,6 +315,8 @@ def pretending(cluster: Cluster) -> Iterator[None]:
         clock = SimpleNamespace(monotonic=cluster.loop.time)
         with (
             mock.patch("evocluster.cluster.runner.settle"),
+            mock.patch("evocluster.cluster.runner.beating"),
+            mock.patch("evocluster.cluster.population.beating"),
             mock.patch("evocluster.cluster.population.settle"),
             mock.patch("evocluster.cluster.limits.time", clock),
         ):

@@ -20,7 +20,7 @@ from virtual import PROCESS, Process, VirtualLoop
 from evocluster.errors import DeadlinePassed, ModelError, Overloaded, RateLimited, StoreError
 from evocluster.llm.charged import prompt_tokens
 from evocluster.llm.client import Abilities, Reply, Request
-from evocluster.llm.health import SILENT_S, STREAK
+from evocluster.llm.health import STREAK
 from evocluster.llm.quota import Terms
 
 RETRIES = 4
@@ -58,6 +58,10 @@ class Books:
     """What the cache acknowledged: it outlives every process."""
     paid: Counter[str] = field(default_factory=Counter)
     """Key -> answers delivered, and calls that were in flight when their process died."""
+    forgotten: int = 0
+    """How often the cache died, and with it who was making what."""
+    forgotten_before: dict[str, int] = field(default_factory=dict)
+    """The same when a key was first acknowledged."""
     excused: Counter[str] = field(default_factory=Counter)
     """Key -> how often a crash may have cost its answer."""
     making: dict[str, dict[Process, bool]] = field(default_factory=dict)
@@ -73,7 +77,7 @@ class Books:
     """Calls that were begun, repeats included."""
     reissued: int = 0
     dead: dict[Process, None] = field(default_factory=dict)
-    """Processes that died, or are taken for dead, in this sitting."""
+    """Workers that died, or are taken for dead, in this sitting."""
     deadliest: int = 0
     """The most deaths in one sitting."""
 
@@ -100,6 +104,10 @@ class Books:
             if makers.get(process) or (process in makers and not process.alive):
                 del makers[process]
                 self.excused[key] += 1
+
+    def allowed(self, key: str) -> int:
+        """How often it may be paid, besides once."""
+        return self.excused[key] + self.forgotten_before.get(key, self.forgotten)
 
     def settle(self, keys: Iterable[str]) -> None:
         """Whoever had an answer to these has it no more on its hands."""
@@ -129,6 +137,8 @@ class Shelf:
             self._books.settle(items)
             raise StoreError("cache full, as planned: no space left on device; free some")
         self._books.shelf.update(items)
+        for key in items:
+            self._books.forgotten_before.setdefault(key, self._books.forgotten)
         self._books.settle(items)
 
 
@@ -159,7 +169,6 @@ class Provider:
         self._shut_all = deque[tuple[float, float]](maxlen=40)
         self._streak: Counter[Process] = Counter()
         self._failing = 0
-        self._answered_at = 0.0
         self.model = scripted()
         self.identity = self.model.identity
 
@@ -212,7 +221,7 @@ class Provider:
         if chain.counted > RETRIES + SLACK:
             books.wrong(f"retries: a call was sent again after {chain.counted} failures, retries={RETRIES}")
         self._check_patience(process)
-        if process not in self._cut_off and key in books.shelf and books.paid[key] > books.excused[key]:
+        if process not in self._cut_off and key in books.shelf and books.paid[key] > books.allowed(key):
             books.wrong(f"repaid: {key[:8]} is asked again although the cache acknowledged it")
         books.making.setdefault(key, {})[process] = False
         return chain
@@ -240,8 +249,7 @@ class Provider:
             return
         chain.failures += 1
         # Where hardly anybody is answered a call waits, and its failures do not count.
-        silent = books.loop.time() - self._answered_at
-        chain.counted += self._streak[process] < STREAK and self._failing < STREAK and silent < SILENT_S
+        chain.counted += self._streak[process] < STREAK and self._failing < STREAK
         self._failing += 1
 
     def _forget(self, process: Process, key: str) -> None:
@@ -251,7 +259,6 @@ class Provider:
         books = self.books
         books.paid[key] += 1
         self._streak[process] = self._failing = 0
-        self._answered_at = books.loop.time()
         books.note(f"{process.name} gets {key[:8]}")
         if process in self._cut_off:
             books.excused[key] += 1
@@ -260,9 +267,9 @@ class Provider:
             books.making[key][process] = True
         if books.paid[key] > 1:
             books.reissued += 1
-        if books.paid[key] > 1 + books.excused[key]:
+        if books.paid[key] > 1 + books.allowed(key):
             books.wrong(
-                f"reissued: {key[:8]} was paid {books.paid[key]} times, {books.excused[key]} of them lost by crashes"
+                f"reissued: {key[:8]} was paid {books.paid[key]} times, {books.allowed(key)} of them lost by crashes"
             )
 
     def _check_limit(self, process: Process) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from evocluster import build
 from evocluster.errors import ModelError
 from evocluster.llm.client import LLM, Message, Request, usage
 from evocluster.llm.scripted import Scripted, last_text
-from evocluster.records import Evaluation, Example, Genome, Item, Score, Split, Usage
+from evocluster.records import Evaluation, Example, Genome, Item, Json, Score, Split, Usage
 
 LABELS = ("red", "green", "blue")
-SPLITS = {"train": 6, "validation": 2, "test": 2}
+SPLITS = {"train": 4, "validation": 1, "test": 1}
 SPACE: dict[str, Any] = {
     "rubric": ["Which colour?", "Name the colour out of {labels}."],
     "max_tokens": [1, 8],
@@ -32,7 +34,7 @@ RACE = {"population": 3, "block": 2, "finalists": 1, "screen": 1}
 STEADY = {**RACE, "selection": "steady"}
 SEARCHES: tuple[dict[str, Any], ...] = (
     {"search": RACE, "budget": {"generations": 1}},
-    {"search": RACE, "budget": {"calls": 36, "generations": 20}, "seed": 11},
+    {"search": RACE, "budget": {"calls": 60, "generations": 20}, "seed": 11},
     {"search": STEADY, "budget": {"generations": 1}},
     {"search": STEADY, "budget": {"usd": 0.00025, "generations": 20}, "seed": 12},
 )
@@ -73,7 +75,9 @@ def planned(index: int) -> build.Plan:
         path = folder / "search.yaml"
         # JSON is YAML.
         path.write_text(json.dumps(settings(index)))
-        return build.plan(path)
+        made = build.plan(path)
+        light: Any = Light(made.evaluator)
+        return replace(made, evaluator=light)
 
 
 def share(*parts: object) -> float:
@@ -98,6 +102,15 @@ class Light:
 
     def __init__(self, evaluator: Any) -> None:
         self._evaluator = evaluator
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._evaluator, name)
+
+    def calls_per_item(self, possible: Mapping[str, Iterable[Json]]) -> int:
+        """See tasks.evaluate.Evaluator."""
+        return 1 + any(possible["cot"])
 
     def example(self, split: Split, id: str, twin: int = 0) -> Example:
         """See engine.worker.Knows."""

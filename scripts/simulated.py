@@ -23,7 +23,7 @@ from faults import Plan
 from mortal import Disk, MortalFolder, standing_on
 from pretended import Actor, Cluster, RayActorError, RayTaskError, pretending
 from provider import ATTEMPT, Attempt, Books, Provider, Shelf, Simulated
-from searches import Light, planned
+from searches import planned
 from virtual import PROCESS, Deadlock, Overtime, Process, VirtualLoop
 
 from evocluster.build import Plan as Product
@@ -223,7 +223,9 @@ class World:
     def died(self, process: Process) -> None:
         """What it was making may have to be made again."""
         self.books.excuse(process)
-        self.books.dead[process] = None
+        self.books.forgotten += process.name.startswith("Keeper.")
+        if process.name.startswith("Puller."):
+            self.books.dead[process] = None
 
     # The run.
 
@@ -289,7 +291,7 @@ class World:
         keeper = self.cluster.start(Keeper, HEAD, self.shelf, LEASE_S, self.loop.time, lasting=True)
         models = {"fake": Simulated(self.provider, self.plan.max_concurrency)}
         stack = Stack(models, self.product.config.seed)
-        evaluator: Any = Light(self.product.evaluator)
+        evaluator: Any = self.product.evaluator
         if self.poison is not None:
             evaluator = Deadly(evaluator, self.poison, self)
         plain = self.product.worker()

@@ -67,13 +67,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Runs everything of one simulated world. Call order: construct, `run_until_complete`, `close`."""
 
     _ready: deque[asyncio.Handle]
-    _scheduled: list[asyncio.TimerHandle]
+    _scheduled: list[tuple[float, int, asyncio.TimerHandle]]  # type: ignore[assignment]
+    """By time and then by birth: comparing handles takes ten times as long."""
 
     def __init__(self, end_s: float) -> None:
         super().__init__()
         self._now = 0.0
         self._end_s = end_s
         self._born = 0
+        self._timers = 0
         self.steps = 0
         """Callbacks run so far."""
         self.at_step: dict[int, Callable[[], None]] = {}
@@ -87,6 +89,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         """Seconds since the world began."""
         return self._now
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers += 1
+        heapq.heappush(self._scheduled, (when, self._timers, timer))
+        return timer
 
     def later(self, delay_s: float, what: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         """Something that the world does, whoever lives by then."""
@@ -150,14 +161,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """All that is ready; else what comes next in time."""
-        while self._scheduled and self._scheduled[0]._cancelled:
-            heapq.heappop(self._scheduled)._scheduled = False  # type: ignore[attr-defined]
+        while self._scheduled and self._scheduled[0][2]._cancelled:
+            heapq.heappop(self._scheduled)
         if not self._ready:
             self._jump()
-        while self._scheduled and self._scheduled[0].when() <= self._now:
-            timer = heapq.heappop(self._scheduled)
-            timer._scheduled = False  # type: ignore[attr-defined]
-            self._ready.append(timer)
+        while self._scheduled and self._scheduled[0][0] <= self._now:
+            self._ready.append(heapq.heappop(self._scheduled)[2])
         for _ in range(len(self._ready)):
             handle = self._ready.popleft()
             owner = handle._context.get(PROCESS)  # type: ignore[attr-defined]
@@ -174,6 +183,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not self._scheduled:
             waiting = [str(task.get_coro()) for task in asyncio.all_tasks(self)]
             raise Deadlock(f"nothing is ready and no timer is set at {self._now:.3f} s; waiting: {sorted(waiting)}")
-        self._now = max(self._now, self._scheduled[0].when())
+        self._now = max(self._now, self._scheduled[0][0])
         if self._now > self._end_s:
             raise Overtime(f"not over after {self._end_s:g} s of virtual time")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from evocluster.cluster.cache import CacheKeeper
+from evocluster.cluster import nodes
+from evocluster.cluster.cache import CacheKeeper, RemoteCache
+from evocluster.cluster.runner import RayRunner
+from evocluster.cluster.seats import Layout
 from evocluster.llm.client import Claim
+from evocluster.llm.stack import Stack
 
 
 async def test_what_a_dead_owner_claimed_is_free_and_the_others_stay() -> None:
@@ -45,3 +50,19 @@ async def test_an_answer_of_the_dead_counts_whenever_it_comes() -> None:
     await keeper.put_many({"a": "paid"})
     await keeper.drop_many(["a"], "live")
     assert await keeper.get_many(["a"], "third") == ["paid"]
+
+
+async def test_a_population_gives_up_the_claims_of_all_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one right before may have died before it could give up those of its forerunner."""
+    given_up: list[str] = []
+
+    async def forsake(self: RemoteCache, owner: str) -> None:
+        given_up.append(owner)
+
+    monkeypatch.setattr(RemoteCache, "forsake", forsake)
+    monkeypatch.setattr(nodes, "look", dict)
+    worker: Any = None
+    runner = RayRunner(worker, Stack({}), RemoteCache(None), Layout(1), epoch=3)
+    await runner.open()
+    await runner.close()
+    assert given_up == ["1", "2"]

@@ -203,3 +203,18 @@ async def test_who_has_nothing_to_say_calls_all_the_same() -> None:
     assert line.dispatch.silent(1.2) == []
     line.dispatch.close()
     await asyncio.wait_for(working, 3)
+
+
+async def test_when_it_is_over_nothing_at_hand_is_begun_in_the_place_of_what_is_called_off() -> None:
+    line, hands = Line(), Hands(8)
+    for number in range(20):
+        line.dispatch.submit(proposal(number))
+    running = begin(line, hands)
+    await settle()
+    begun = list(hands.begun)
+    assert len(begun) < 16, "some are at hand"
+    line.gone = True
+    hands.end(0)
+    await asyncio.wait_for(running, 5)
+    await settle()
+    assert hands.begun[len(begun) :] in ([], [9]), "at most the one whose place was free before it was over"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from faults import KINDS, Plan, plan
 from pretended import Cluster, RayActorError, RayTaskError, pretending
-from searches import SEARCHES, Light, planned, scripted
+from searches import SEARCHES, planned, scripted
 from simulated import quiet, simulate
 from soak import digest, told
 from virtual import Deadlock, Overtime, Process, VirtualLoop
@@ -166,7 +166,7 @@ def test_without_faults_it_is_the_run_of_an_ordinary_event_loop(search: int, tmp
     product = planned(search)
     plain = product.worker()
     stack = Stack({"fake": scripted()}, product.config.seed)
-    worker = Worker(plain._space, plain._operators, Light(product.evaluator), stack, 8)
+    worker = Worker(plain._space, plain._operators, product.evaluator, stack, 8)
 
     async def run() -> str:
         engine = Engine(product.optimizer(), LocalRunner([worker], LocalCache()), Folder.create(tmp_path / "run", ""))

@@ -82,6 +82,8 @@ class Puller:
         except Exception as failure:  # handed to the run's owner, who raises it
             await self._report(failure)
         finally:
+            # What is at hand must not take the places of what is called off.
+            self._over = True
             for task in list(self._running):
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
@@ -172,7 +174,7 @@ class Puller:
 
     def _begin(self) -> None:
         """Begin what is at hand, as far as there is room."""
-        while self._hand and self._load < self._slots + self._slots // EARLY:
+        while self._hand and not self._over and self._load < self._slots + self._slots // EARLY:
             size = _size(self._hand[0])
             if self._load >= self._slots and self._load + size > self._slots + self._slots // EARLY:
                 return

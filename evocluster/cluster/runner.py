@@ -106,8 +106,10 @@ class RayRunner:
 
     async def open(self) -> None:
         """Start hosts and workers on every node. Raises: what starting a model's servers raises."""
-        if self._cache is not None and self._epoch > 1:
-            await self._cache.forsake(str(self._epoch - 1))
+        if self._cache is not None:
+            # Of all: the one before may have died before it came to this.
+            for earlier in range(1, self._epoch):
+                await self._cache.forsake(str(earlier))
         self._nodes = nodes.look()
         lasting = [name for name, node in self._nodes.items() if not node.draining]
         for node in lasting or self._nodes:
