@@ -125,8 +125,15 @@ class Plan:
 DEAD = 0.04
 
 
+STORM_S = 60.0
+STORMY = 50
+"""Every so many seeds one brings a storm of a minute, and nothing else."""
+
+
 def plan(seed: int, searches: int) -> Plan:
-    """The plan of this seed."""
+    """The plan of this seed, for one of so many searches; the search after those is the one for storms."""
+    if seed % STORMY == STORMY - 1:
+        return storm(seed, searches)
     rng = Random(f"plan {seed}")
     nodes = rng.choice((1, 1, 2, 3))
     shape: dict[str, Any] = {
@@ -143,6 +150,15 @@ def plan(seed: int, searches: int) -> Plan:
     for kind in kinds:
         drawn.update(_draw(kind, rng))
     return Plan(**shape, kinds=kinds, **drawn)
+
+
+def storm(seed: int, search: int) -> Plan:
+    """A minute of 429 in the midst of this search."""
+    rng = Random(f"storm {seed}")
+    nodes = rng.choice((1, 2))
+    storms = ((round(rng.uniform(3, 15), 3), STORM_S, rng.choice((0.0, 1.0, 3.0, 10.0))),)
+    most = rng.choice((0, 0, 6))
+    return Plan(seed, search, nodes, rng.randint(nodes, 4), 12, most, ("429 storm",), storms=storms)
 
 
 def _times(rng: Random, most: int) -> tuple[float, ...]:

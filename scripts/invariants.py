@@ -22,6 +22,8 @@ SAME = (
 )
 """Columns of a trial that no fault may change."""
 CLOSE = 1e-9
+PER_ANSWER = 1.2
+"""HTTP calls an answer over a run with a storm of a minute."""
 
 
 def read(folder: Path) -> tuple[Any, dict[str, Any], dict[int, list[dict[str, Any]]]]:
@@ -49,6 +51,7 @@ def check(world: World, outcome: Outcome) -> list[str]:
         *_budget(world, outcome),
         *_quarantine(world, outcome),
         *_same(world, outcome),
+        *_weathered(world, outcome),
     ]
 
 
@@ -132,4 +135,18 @@ def _same(world: World, outcome: Outcome) -> list[str]:
             break
     if outcome.front != reference.front:
         wrong.append("front: it is not that of the fault-free run")
+    return wrong
+
+
+def _weathered(world: World, outcome: Outcome) -> list[str]:
+    """A storm of 429 alone costs few calls and no candidate."""
+    if not world.plan.stormy:
+        return []
+    wrong, answers = [], sum(world.books.paid.values())
+    if outcome.calls > PER_ANSWER * answers:
+        wrong.append(f"storm: {outcome.calls} HTTP calls for {answers} answers, at most {PER_ANSWER:g} each")
+    told = [(number, row["error"] or "") for number, rows in outcome.trials.items() for row in rows]
+    failed = [one for one in told if one[1].startswith(("model", "worker"))]
+    if failed:
+        wrong.append(f"storm: candidates failed: {failed}")
     return wrong

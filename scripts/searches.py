@@ -34,11 +34,14 @@ RACE = {"population": 3, "block": 2, "finalists": 1, "screen": 1}
 STEADY = {**RACE, "selection": "steady"}
 SEARCHES: tuple[dict[str, Any], ...] = (
     {"search": RACE, "budget": {"generations": 1}},
-    {"search": RACE, "budget": {"calls": 60, "generations": 20}, "seed": 11},
+    {"search": RACE, "budget": {"calls": 48, "generations": 20}, "seed": 11},
     {"search": STEADY, "budget": {"generations": 1}},
     {"search": STEADY, "budget": {"usd": 0.00025, "generations": 20}, "seed": 12},
 )
 """What differs from search to search."""
+LONG = len(SEARCHES)
+"""One more, with calls enough to bear a storm of a minute."""
+_ALL = (*SEARCHES, {"search": {**RACE, "population": 8, "block": 10}, "budget": {"generations": 4}, "seed": 13})
 
 
 def settings(index: int) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def settings(index: int) -> dict[str, Any]:
         "start": [{"rubric": "Which colour?", "demos": [], "max_tokens": 8}],
         "objectives": ["quality", "cost_usd"],
         "engine": {"runner": "local", "in_flight": 8},
-        **SEARCHES[index],
+        **_ALL[index],
     }
 
 
@@ -65,7 +68,7 @@ def planned(index: int) -> build.Plan:
     """A search with its data, loaded and checked."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for split, count in SPLITS.items():
+        for split, count in (SPLITS if index < LONG else {**SPLITS, "train": 20}).items():
             lines = [
                 {"id": f"{split}-{n}", "input": f"the {split} thing {n} looks {(label := LABELS[n % 3])}"}
                 | {"expected": label}

@@ -67,7 +67,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Runs everything of one simulated world. Call order: construct, `run_until_complete`, `close`."""
 
     _ready: deque[asyncio.Handle]
-    _scheduled: list[tuple[float, int, asyncio.TimerHandle]]  # type: ignore[assignment]
+    _scheduled: list[tuple[float, int, asyncio.TimerHandle]]
     """By time and then by birth: comparing handles takes ten times as long."""
 
     def __init__(self, end_s: float) -> None:
@@ -90,7 +90,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Seconds since the world began."""
         return self._now
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See asyncio."""

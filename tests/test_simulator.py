@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from faults import KINDS, Plan, plan
+from faults import KINDS, STORMY, Plan, plan, storm
 from pretended import Cluster, RayActorError, RayTaskError, pretending
-from searches import SEARCHES, planned, scripted
+from searches import LONG, SEARCHES, planned, scripted
 from simulated import quiet, simulate
 from soak import digest, told
 from virtual import Deadlock, Overtime, Process, VirtualLoop
@@ -184,6 +184,19 @@ def test_a_seed_breaks_nothing_and_replays_to_the_same_events(seed: int) -> None
     assert first.violations == []
     assert first.trace == second.trace
     assert first.trace[-1].endswith("finished")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_storm_of_a_minute_costs_few_calls_and_no_candidate(seed: int) -> None:
+    outcome = simulate(storm(seed, LONG))
+    assert outcome.violations == []
+    assert outcome.injected["429 storm"] > 0
+    assert outcome.seconds > 60
+
+
+def test_every_so_many_seeds_one_is_a_storm() -> None:
+    plans = [plan(seed, len(SEARCHES)) for seed in range(2 * STORMY)]
+    assert [one.seed for one in plans if one.stormy and one.search == LONG] == [STORMY - 1, 2 * STORMY - 1]
 
 
 def test_a_seed_replays_by_the_command_whatever_the_hashes_of_texts_are() -> None:

@@ -8,8 +8,8 @@ from itertools import count, islice
 from typing import Any
 
 import pytest
-from faults import DEAD, Plan, plan
-from searches import SEARCHES
+from faults import DEAD, Plan, plan, storm
+from searches import LONG, SEARCHES
 from simulated import Keeper, Outcome, quiet, simulate
 
 from evocluster.cluster.cache import CacheKeeper
@@ -19,9 +19,11 @@ from evocluster.engine.engine import Engine
 from evocluster.engine.worker import Worker
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM
+from evocluster.llm.health import Health
+from evocluster.llm.leases import Lease
 from evocluster.llm.limits import Limited
 from evocluster.llm.quota import Endpoint
-from evocluster.records import Proposal, Trial
+from evocluster.records import Proposal, Trial, Usage
 from evocluster.search.budget import Ledger
 from evocluster.search.operators import Child
 from evocluster.search.optimizer import Optimizer
@@ -87,7 +89,8 @@ def test_a_call_that_is_repeated_without_bound(monkeypatch: pytest.MonkeyPatch) 
         made(self, *args, **{**named, "retries": 1000})
 
     monkeypatch.setattr(Limited, "__init__", init)
-    assert caught("endless failures").violations[0].startswith("retries: a call was sent again after")
+    failing = Plan(1, LONG, 1, 2, 12, 0, ("endless failures",), overloaded=0.6, unbounded=True)
+    assert any(wrong.startswith("retries: a call was sent again after") for wrong in simulate(failing).violations)
 
 
 def test_a_call_that_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +108,24 @@ def test_a_model_that_is_called_without_limit(monkeypatch: pytest.MonkeyPatch) -
     plans = (plan(seed, len(SEARCHES)) for seed in range(5000))
     tight = islice((one for one in plans if one.max_concurrency == 4 < one.in_flight), MOST)
     assert any("calls at once" in violation for one in tight for violation in simulate(one).violations)
+
+
+def test_a_worker_that_does_not_wait_for_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "_back_off", lambda *_: None)
+    found = [wrong for seed in range(MOST) for wrong in simulate(storm(seed, LONG)).violations]
+    assert any(wrong.startswith("retry-after: ") for wrong in found)
+
+
+def test_limits_that_go_on_asking_in_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Health, "_complain", lambda *_: None)
+    monkeypatch.setattr(Lease, "_back_off", lambda *_: None)
+    silent = replace(storm(0, LONG), storms=((5.0, 60.0, 0.0),))
+    assert any("HTTP calls for" in wrong for wrong in simulate(silent).violations)
+
+
+def test_a_failed_call_that_may_be_charged_for_and_is_booked_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evocluster.llm.limits.charge", lambda *_: Usage(calls=1))
+    assert any(wrong.startswith("accounts: ") for wrong in caught("cut streams").violations)
 
 
 def test_a_cache_that_says_kept_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
