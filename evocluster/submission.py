@@ -54,9 +54,9 @@ class Request:
     stop_s: int = STOP_S
 
 
-def prepare(config: str | Path, sets: Sequence[str] = ()) -> Shipment:
+def prepare(config: str | Path, sets: Sequence[str] = (), *, allow_code: bool = False) -> Shipment:
     """A config checked as far as it can be here, and what of it travels. Raises: errors.ConfigError."""
-    plan = build.plan(config, sets)
+    plan = build.plan(config, sets, allow_code=allow_code)
     plan.stack.check(here=False)
     plan.optimizer()
     return shipping.collect(plan.config)

@@ -133,7 +133,7 @@ def test_a_wrong_token_and_no_cluster_leave_with_the_code_of_the_job_server(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "planted-0123456789")
     refused = call("submit", project)
-    assert (refused.code, "does not take this token" in refused.err) == (9, True)
+    assert (refused.code, "does not take this token" in refused.err) == (10, True)
     assert "planted" not in refused.err
     assert call("job", "list", "--address", "http://127.0.0.1:9").code == 10
 
@@ -153,7 +153,7 @@ def test_a_job_that_cannot_start_says_why(server: JobServer, project: Path) -> N
 
     server.on_submit = fail
     outcome = call("submit", project, "--name", "other")
-    assert (outcome.code, "runtime_env setup failed: no space" in outcome.err) == (9, True)
+    assert (outcome.code, "runtime_env setup failed: no space" in outcome.err) == (10, True)
 
 
 def test_stop_ends_a_run_and_attach_leaves_with_interrupted(server: JobServer, project: Path) -> None:
@@ -181,7 +181,7 @@ def test_status_list_and_logs_tell_how_far_a_run_is(server: JobServer, project: 
     assert call("job", "logs", "small").out.splitlines()[0] == "a word"
     assert [each["run"] for each in json.loads(call("job", "list", "--json").out)] == ["small"]
     unknown = call("job", "status", "other")
-    assert (unknown.code, "there are: small" in unknown.err) == (9, True)
+    assert (unknown.code, "there are: small" in unknown.err) == (10, True)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_what_did_not_arrive_whole_is_not_there(server: JobServer, project: Path
 
 def test_a_folder_that_is_not_there_yet_cannot_be_fetched(server: JobServer, project: Path, tmp_path: Path) -> None:
     outcome = fetched(server, project, tmp_path / "nowhere", "--out", tmp_path / "here")
-    assert (outcome.code, "holds no run" in outcome.err) == (9, True)
+    assert (outcome.code, "holds no run" in outcome.err) == (10, True)
 
 
 def test_the_job_names_every_variable_that_is_missing(

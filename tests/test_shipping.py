@@ -99,7 +99,7 @@ def test_files_outside_the_folder_of_the_config_keep_their_place_beside_it(tmp_p
     assert shipment.config == f"{SHIPPED}/project/{CONFIG}"
     away = configs.load(unpacked(shipment, tmp_path / "there"))
     assert away.python_path == (str(tmp_path / "there" / SHIPPED / "project" / ".." / "lib"),)
-    build.plan(away)
+    build.plan(away, allow_code=True)
 
 
 def test_modules_that_are_installed_are_named_and_do_not_travel(tmp_path: Path) -> None:
@@ -206,10 +206,10 @@ def test_a_shipped_config_is_moved_and_nothing_else_in_it_changes(tmp_path: Path
 
 
 def test_a_shipped_run_goes_on_from_another_place_and_only_with_the_same_files(tmp_path: Path) -> None:
-    config = with_code(tmp_path / "here", cache={"path": None})
+    slow = {**settings()["models"]["fake"], "latency_s": 0.1, "time_scale": 1.0}
+    config = with_code(tmp_path / "here", cache={"path": None}, models={"fake": slow})
     first = configs.load(unpacked(collect(config), tmp_path / "one"), ["engine.runner=local"])
-    asked = iter([False])
-    build.run(build.plan(first), tmp_path / "run", interrupted=lambda: next(asked, True))
+    build.run(build.plan(first), tmp_path / "run", interrupted=lambda: True)
     assert Result(tmp_path / "run").status == "interrupted"
     (tmp_path / "one").rename(tmp_path / "two")
     with pytest.raises(ConfigError, match="one/"):
@@ -218,9 +218,9 @@ def test_a_shipped_run_goes_on_from_another_place_and_only_with_the_same_files(t
     before = words.read_text()
     words.write_text(f"{before}\n")
     with pytest.raises(RunDamaged, match=r"code 'evals\.py:short' changed"):
-        build.resume(tmp_path / "run", "local", files=tmp_path / "two" / SHIPPED)
+        build.resume(tmp_path / "run", "local", files=tmp_path / "two" / SHIPPED, allow_code=True)
     words.write_text(before)
-    result = build.resume(tmp_path / "run", "local", files=tmp_path / "two" / SHIPPED)
+    result = build.resume(tmp_path / "run", "local", files=tmp_path / "two" / SHIPPED, allow_code=True)
     build.run(build.plan(config), tmp_path / "whole")
     assert result.front == Result(tmp_path / "whole").front
 

@@ -35,7 +35,7 @@ class Away(Found):
     """A run folder on a cluster, as its job tells of it."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        self.path = Path(told["folder"])
+        self.path, self.address = Path(told["folder"]), str(told["folder"])
         self.run = told["run"]
         self.front = told["front"]
 

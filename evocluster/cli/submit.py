@@ -37,6 +37,12 @@ def submit(
     grace: Annotated[
         int, typer.Option("--grace", min=1, metavar="SECONDS", help="When it is stopped: time to finish its calls.")
     ] = 120,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="Also send Python that the config names outside its own folder: you have looked at it."
+        ),
+    ] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only check, and list what would travel.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -57,7 +63,7 @@ def submit(
     if name is not None and resume is not None and name != resume:
         raise ConfigError(f"--name {name!r} and --resume {resume!r} contradict each other; keep one")
     named = [*(sets or []), *(f"name={each}" for each in {name, resume} if each)]
-    shipment = submission.prepare(config, named)
+    shipment = submission.prepare(config, named, allow_code=allow_code)
     _list(shipment, config)
     if dry:
         shipment.packed(submission.MOST_BYTES)

@@ -215,7 +215,9 @@ def write_part(path: Path, name: str, tail: bytes) -> None:
         table = pa.ipc.open_stream(pa.BufferReader(tail)).read_all()
     except _BROKEN as error:
         raise damaged(name, str(error)) from error
-    pq.write_table(table.combine_chunks(), path, compression="zstd", compression_level=3, write_page_checksum=True)
+    # A file of our own, which is closed whatever happens: pyarrow leaves one of its own to the garbage collector.
+    with pa.OSFile(str(path), "wb") as sink:
+        pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=3, write_page_checksum=True)
 
 
 def part_batches(path: Path, columns: Mapping[str, str] | None) -> Iterator[Any]:
