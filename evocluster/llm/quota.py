@@ -184,7 +184,9 @@ class Endpoint:
         wanted, in_flight = sum(one.ask.need for one in everybody), sum(one.ask.in_flight for one in everybody)
         self.health.hear(ask.seen, in_flight, wanted, now)
         slots = self._slots(holder, me, now)
-        probes = int(ask.need > ask.in_flight and self.health.probe(now))
+        # A probe needs no slot of its holder, but a place among all.
+        room = not self.terms.max_concurrency or in_flight < self.terms.max_concurrency
+        probes = int(room and ask.need > ask.in_flight and self.health.probe(now))
         asking = not self.health.open or bool(probes)
         return Grant(
             slots=slots,
