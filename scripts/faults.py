@@ -104,8 +104,8 @@ class Plan:
 
     @property
     def stormy(self) -> bool:
-        """Nothing happens but 429."""
-        return self.kinds == ("429 storm",)
+        """Nothing happens but a minute of 429."""
+        return self.kinds == ("429 storm",) and self.storms[0][1] >= STORM_S
 
     @property
     def lossy(self) -> bool:
@@ -197,7 +197,7 @@ def _draw(kind: str, rng: Random) -> dict[str, Any]:
         "disk full": lambda: {"disk_full": ((rng.randint(1, 50), rng.randint(1, 3)),)},
         "cache full": lambda: {"cache_full": (rng.randint(1, 20),)},
         "lost calls": lambda: {"lost": rng.uniform(0.02, 0.2)},
-        "endless failures": lambda: {"unbounded": True, "overloaded": rng.uniform(0.5, 0.8)},
+        "endless failures": lambda: {"unbounded": True, "overloaded": rng.uniform(0.5, 0.75)},
         "poison": lambda: {"poison": True},
     }
     return makes[kind]()

@@ -71,7 +71,7 @@ class Actor:
         self.schedulable = node in cluster.alive
         self._cluster = cluster
         self._args = args
-        self._waiting: dict[asyncio.Future[Any], tuple[str, tuple[Any, ...]]] = {}
+        self._waiting: dict[asyncio.Future[Any], tuple[str, tuple[Any, ...], Process | None]] = {}
         self._begin(node)
         cluster.actors.append(self)
 
@@ -95,7 +95,7 @@ class Actor:
         answer.add_done_callback(lambda done: done.cancelled() or done.exception(), context=loop.world)
         caller = PROCESS.get()
         if caller is None or caller.alive:
-            self._waiting[answer] = method, args
+            self._waiting[answer] = method, args, caller
             echo = self._cluster.network.again(method, args)
             for copy, (name, given) in enumerate([(method, args)] + ([echo] if echo else [])):
                 late = self._cluster.network.delay_s(name)
@@ -151,8 +151,10 @@ class Actor:
         """Live once more, unless it was ended meanwhile, and take up what was asked and not answered."""
         if self.lasting:
             self._begin(self.process.node)
-            for answer, (method, args) in list(self._waiting.items()):
-                self._arrive(method, args, answer, 0)
+            # Whoever asked asks again; the dead do not.
+            for answer, (method, args, caller) in list(self._waiting.items()):
+                if caller is None or caller.alive:
+                    self._arrive(method, args, answer, 0)
 
 
 _ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)

@@ -3,7 +3,8 @@
     python scripts/soak.py --seeds 10000          a table; --json: one line of figures
     python scripts/soak.py --seed 17              one seed again, with its plan and its events
 
-A seed that breaks an invariant is printed with what it broke, its fault plan and its last events; it replays exactly.
+Every fiftieth is a minute of 429 and nothing else. A seed that breaks an invariant is printed with what it broke, its
+fault plan and its last events; it replays exactly.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from faults import KINDS, plan
-from searches import SEARCHES
-from simulated import Outcome, simulate
+from faults import DEAD, KINDS, Plan, plan
+from searches import LONG, SEARCHES
+from simulated import Outcome, quiet, simulate
 
 STUCK_S = 120
 """Real seconds after which a seed is one that loops without letting time pass."""
@@ -99,7 +100,12 @@ def soak(first: int, count: int, processes: int) -> dict[str, Any]:
     began = time.perf_counter()
     failed, injected, sums = [], Counter[str](), Counter[str]()
     seconds = 0.0
-    with multiprocessing.Pool(processes, initializer=_settle, maxtasksperchild=LIFE) as pool:
+    _settle()
+    for search in range(LONG + 1):
+        for dead in (0.0, DEAD):
+            quiet(Plan(0, search, 1, 1, 1, 0, dead=dead).quiet)
+    # What was run without faults is inherited.
+    with multiprocessing.get_context("fork").Pool(processes, initializer=_settle, maxtasksperchild=LIFE) as pool:
         for one in pool.imap_unordered(figures, range(first, first + count), chunksize=CHUNK):
             injected.update(one.injected)
             seconds += one.seconds

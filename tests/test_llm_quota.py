@@ -273,3 +273,17 @@ def test_retries_are_at_most_their_share_of_the_answers_and_a_few(told: list[tup
         answers += good + 1
         failed += bad + 1
     assert given_out <= min(failed, SPARE + 0.5 * now + share * answers)
+
+
+def test_a_probe_is_let_out_only_where_the_endpoints_limit_has_a_place_for_it() -> None:
+    keeper, terms = Keeper(), Terms(max_concurrency=2)
+
+    def renew(in_flight: int, seen: Seen, now: float, name: str = "one") -> Grant:
+        ask = Ask(terms=terms, offer=in_flight, in_flight=in_flight, need=4, seen=seen)
+        return keeper.renew(name, {"endpoint": ask}, now)["endpoint"]
+
+    renew(2, Seen(successes=1), 0.0)
+    assert renew(2, Seen(failed=9, streak=9), 2.0).open
+    assert not any(renew(2, Seen(), now).probes for now in (2.9, 3.1, 8.0))
+    assert renew(1, Seen(), 9.0).probes == 1
+    assert renew(0, Seen(), 11.5, "other").probes == 0, "the first has not said yet that its probe is over"

@@ -158,6 +158,8 @@ class _Holder:
     ask: Ask
     bound: int = 0
     """Calls it may have in flight: those it was granted, or those that are there all the same."""
+    probes: int = 0
+    """Probes it was granted when it last renewed: perhaps in flight by now."""
 
 
 class Endpoint:
@@ -177,14 +179,17 @@ class Endpoint:
         for name in [one for one, it in self._holders.items() if now - it.heard_at > LEASE_S]:
             del self._holders[name]
         me = self._holders.setdefault(holder, _Holder(now, ask))
-        me.heard_at, me.ask = now, ask
+        me.heard_at, me.ask, me.probes = now, ask, 0
         self._agree(now)
         self.health.proven = self.health.proven or ask.proven
         everybody = self._holders.values()
         wanted, in_flight = sum(one.ask.need for one in everybody), sum(one.ask.in_flight for one in everybody)
         self.health.hear(ask.seen, in_flight, wanted, now)
         slots = self._slots(holder, me, now)
-        probes = int(ask.need > ask.in_flight and self.health.probe(now))
+        # A probe needs no slot of its holder, but a place among all.
+        taken = in_flight + sum(one.probes for one in everybody)
+        room = not self.terms.max_concurrency or taken < self.terms.max_concurrency
+        me.probes = probes = int(room and ask.need > ask.in_flight and self.health.probe(now))
         asking = not self.health.open or bool(probes)
         return Grant(
             slots=slots,
