@@ -21,6 +21,7 @@ from small import LABELS, small_config, write_config
 
 from evocluster import build
 from evocluster.cluster.loopback import Latency, running, stats
+from evocluster.cluster.session import TOKEN
 from evocluster.store.cache import DiskCache
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -175,7 +176,9 @@ def grown() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        # A process has one token for all its clusters.
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, shutdown_at_exit=False
         )

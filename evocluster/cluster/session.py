@@ -24,7 +24,7 @@ from evocluster.telemetry import log
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Enough: what travels is proposals and trials, kilobytes each."""
-_TOKEN = secrets.token_hex(24)
+TOKEN = secrets.token_hex(24)
 """Of every local session of this process: Ray reads a token once a process."""
 
 
@@ -39,7 +39,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         # By the environment alone, which children inherit: without this variable Ray writes a file others can read.
-        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+        os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)
     warn_of_open_token()
     import ray
 
