@@ -122,7 +122,7 @@ def kept(cap: Cap, answers: int, run: Mapping[str, Any]) -> tuple[Verdict, float
         wrong.append(
             f"the endpoint billed {answers} answers: {beyond:.0f} beyond the cap, {IN_FLIGHT} can be in flight"
         )
-    told = run.get("calls")
-    if told is not None and told < answers and run.get("status") == "finished":
-        wrong.append(f"the run tells {told} calls, the endpoint billed {answers}")
+    told = run.get("paid_usd")
+    if told is not None and told < answers * USD * (1 - 1e-9) and run.get("status") == "finished":
+        wrong.append(f"the run tells {told:.6f} dollars paid, the endpoint billed {answers * USD:.6f}")
     return complaint(*wrong), beyond

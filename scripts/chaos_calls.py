@@ -191,7 +191,7 @@ async def ask(url: str, calls: int, deadline_s: float, folder: Path) -> Answered
             came.errors[type(error).__name__] += 1
             used = getattr(error, "used", None)
             came.told_calls += used.calls if used else 0
-            came.told_usd += used.usd if used else 0.0
+            came.told_usd += used.paid_usd if used else 0.0
         else:
             came.replies += 1
             came.free += reply.usd <= 0 or reply.prompt_tokens <= 0
@@ -225,8 +225,9 @@ def taken(mode: Mode, came: Answered, calls: int) -> Verdict:
         wrong.append(f"{came.stored} answers are in the cache, {came.replies} were good")
     if came.free:
         wrong.append(f"{came.free} replies were free")
-    if mode.name in BILLED and (came.told_usd <= 0 or came.told_calls < came.requests):
-        told = f"{came.told_calls} calls and {came.told_usd:.6f} dollars"
+    least_usd = came.requests * (PRICE["prompt_usd_per_mtok"] + PRICE["completion_usd_per_mtok"]) / 1e6
+    if mode.name in BILLED and (came.told_usd < least_usd or came.told_calls < calls):
+        told = f"{came.told_calls} calls and {came.told_usd:.6f} dollars paid"
         wrong.append(f"the accounts of what failed tell {told}; the endpoint worked on {came.requests}")
     if came.longest_s > mode.deadline_s + 1:
         wrong.append(f"the longest call took {came.longest_s:.1f} s, its deadline is {mode.deadline_s:g} s")

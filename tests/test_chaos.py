@@ -218,9 +218,9 @@ def test_broken_answers_must_be_classified_unstored_and_paid(changes: dict[str, 
 def test_a_budget_may_be_passed_by_what_was_in_flight_alone() -> None:
     cap = chaos_budget.Cap(calls=100, usd=0.05, mode="ok", share=0.1, seed=0)
     most = chaos_budget.IN_FLIGHT + 50
-    assert chaos_budget.kept(cap, most, {"status": "finished", "calls": most}) == (Verdict(), 16.0)
+    assert chaos_budget.kept(cap, most, {"status": "finished", "paid_usd": most * 0.001}) == (Verdict(), 16.0)
     assert "beyond the cap" in chaos_budget.kept(cap, most + 1, {})[0].wrong[0]
-    assert "the run tells 40" in chaos_budget.kept(cap, 45, {"status": "finished", "calls": 40})[0].wrong[0]
+    assert "the run tells 0.04" in chaos_budget.kept(cap, 45, {"status": "finished", "paid_usd": 0.04})[0].wrong[0]
 
 
 def test_growth_is_that_of_processes_which_lived_through_the_run() -> None:

@@ -115,12 +115,12 @@ async def test_every_account_on_the_way_adds_a_failure_once() -> None:
     assert calls.usage == meter.usage == accounts.lines()[0].usage == expected
 
 
-async def test_a_failure_counts_every_attempt_that_may_have_been_worked_on() -> None:
+async def test_a_failure_pays_for_every_attempt_that_may_have_been_worked_on() -> None:
     failure, meter, accounts, calls = await asked("cut", "full", "cut", "cut")
     assert isinstance(failure, Unreachable)
     each = charge(BadReply("x"), REQUEST, PRICE)
     for used in (meter.usage, accounts.lines()[0].usage, calls.usage):
-        assert (used.calls, used.usd) == (3, each.usd)
+        assert (used.calls, used.usd) == (1, each.usd)
         assert used.paid_usd == pytest.approx(3 * each.paid_usd)
 
 
@@ -130,7 +130,7 @@ async def test_what_lost_attempts_may_have_cost_is_paid_but_no_price_of_the_answ
     lost = 2 * charge(BadReply("x"), REQUEST, PRICE).paid_usd
     assert reply.extra_usd == pytest.approx(lost)
     for used in (meter.usage, accounts.lines()[0].usage, calls.usage):
-        assert (used.calls, used.usd) == (3, 0.25)  # the attempt that was refused cost nothing
+        assert (used.calls, used.usd) == (1, 0.25)  # the attempt that was refused cost nothing
         assert used.paid_usd == pytest.approx(0.25 + lost)
 
 

@@ -67,9 +67,7 @@ class Reply(Record):
     cached: bool = False
     """True when replayed from the cache: nothing was paid."""
     extra_usd: float = 0.0
-    """US dollars that requests called off for this answer may have cost: paid, but not what such an answer costs."""
-    extra_calls: int = 0
-    """Requests for this answer, besides the one that gave it, that the endpoint may have worked on."""
+    """US dollars that other requests for this answer, lost or called off, may have cost: paid, but not its price."""
     answered_by: str | None = None
     """Name of the model that answered in place of the one asked; never of an evaluation or a judgement."""
 
@@ -165,7 +163,7 @@ class Router:
 def usage(reply: Reply) -> Usage:
     """What one reply adds to the accounts."""
     return Usage(
-        calls=1 + reply.extra_calls,
+        calls=1,
         cached=int(reply.cached),
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,

@@ -70,8 +70,7 @@ class Hedge:
             self._lease.give(permit, None)
         self._learn(clock() - began)
         seconds = reply.seconds + (delay if won is second else 0.0)
-        extra = {"extra_usd": reply.extra_usd + reply.usd, "extra_calls": reply.extra_calls + 1}
-        return reply.model_copy(update={"seconds": seconds, **extra})
+        return reply.model_copy(update={"seconds": seconds, "extra_usd": reply.extra_usd + reply.usd})
 
     def _send(self, request: Request) -> asyncio.Task[Reply]:
         async def ask() -> Reply:

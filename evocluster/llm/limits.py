@@ -114,23 +114,24 @@ class Limited:
         Raises: errors.ModelError, that of the last attempt, with what all of them may have cost in `used`.
         """
         self.calls += 1
-        spent_s, failures, again, lost = 0.0, 0, False, Usage()
+        spent_s, failures, again, lost_usd = 0.0, 0, False, 0.0
         clock, tokens = asyncio.get_running_loop().time, reserved(request)
         while True:
             try:
                 permit = await self._lease.take(tokens, again, self._patience_s, lambda: self._leave(request))
             except ModelError as error:
-                error.used = Usage(calls=max(int(again), lost.calls), paid_usd=lost.paid_usd)
+                error.used = Usage(calls=int(again), paid_usd=lost_usd)
                 raise
             self.attempts += 1
             began = clock()
             try:
                 reply = await self._attempt(request, permit, self._timeout_s - spent_s)
-                return _with(reply, lost) if lost.calls else reply
+                # Calls stay what was asked for, whatever it took: a run ends where it would have without faults.
+                return reply.model_copy(update={"extra_usd": reply.extra_usd + lost_usd}) if lost_usd else reply
             except ModelError as error:
                 used = charge(error, request, self._price)
-                lost = lost + used if error.billable else lost
-                error.used = used.model_copy(update={"calls": max(1, lost.calls), "paid_usd": lost.paid_usd})
+                lost_usd += used.paid_usd
+                error.used = used.model_copy(update={"paid_usd": lost_usd})
                 spent_s += clock() - began
                 failures += not (isinstance(error, RateLimited) or permit.probe)
                 if not error.retryable or spent_s >= self._timeout_s or await self._enough(failures):
@@ -185,12 +186,6 @@ class Limited:
             await self._sleep(pause)
         finally:
             self._lease.pausing(-1)
-
-
-def _with(reply: Reply, lost: Usage) -> Reply:
-    """A reply that tells of the attempts before it, too."""
-    extra = {"extra_calls": reply.extra_calls + lost.calls, "extra_usd": reply.extra_usd + lost.paid_usd}
-    return reply.model_copy(update=extra)
 
 
 def reserved(request: Request) -> int:
