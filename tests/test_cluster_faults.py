@@ -173,12 +173,12 @@ def test_a_run_goes_on_in_another_cluster(tmp_path: Path, url: str, calm: Path) 
 @contextmanager
 def grown() -> Iterator[Any]:
     """A cluster of one node without work for it, to which others can be added."""
-    from ray.cluster_utils import Cluster
-
     with pytest.MonkeyPatch.context() as patch:
-        # A process has one token for all its clusters.
+        # A process has one token for all its clusters, and Ray looks at it as it is imported.
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        from ray.cluster_utils import Cluster
+
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, shutdown_at_exit=False
         )
