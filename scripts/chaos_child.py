@@ -87,7 +87,8 @@ class Saboteur:
     def install(self) -> None:
         """Stand before the functions of the operating system, and the named one."""
         import diskcache
-        import pyarrow.parquet
+
+        from evocluster.store import arrow
 
         self._before(os, "write", "write", _of_handle, half=lambda do, handle, rest: do(handle, rest[: len(rest) // 2]))
         self._before(os, "fsync", "sync", _of_handle)
@@ -98,7 +99,7 @@ class Saboteur:
         self._before(os, "mkdir", "mkdir", lambda path, *_, **__: path)
         self._before(os, "open", "create", _created)
         self._before(Path, "write_text", "text", lambda path, *_, **__: path, half=_half_text)
-        self._before(pyarrow.parquet, "write_table", "part", lambda rows, path, **_: path, half=_torn)
+        self._before(arrow, "write_part", "part", lambda path, *_: path, half=_torn)
         self._before(diskcache.Cache, "set", "put", lambda cache, *_, **__: cache.directory)
         if self._fault is not None and self._fault.call:
             module, _, name = self._fault.call.partition(":")
@@ -191,9 +192,9 @@ def _half_text(do: Callable[..., Any], path: Path, text: str, **how: Any) -> Non
     do(path, text[: len(text) // 2], **how)
 
 
-def _torn(do: Callable[..., Any], rows: Any, path: Any, **how: Any) -> None:
-    do(rows, path, **how)
-    os.truncate(path, Path(path).stat().st_size // 2)
+def _torn(do: Callable[..., Any], path: Path, *rest: Any) -> None:
+    do(path, *rest)
+    os.truncate(path, path.stat().st_size // 2)
 
 
 class Nursery:
