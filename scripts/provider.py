@@ -309,6 +309,9 @@ class Provider:
         await asyncio.sleep(seconds)
         if key not in _REPLIES:
             _REPLIES[key] = await self.model(request)
+        else:
+            # As many steps as the first time: a seed is the same whatever came before it.
+            await asyncio.sleep(0)
         return _REPLIES[key]
 
     async def _turn_away(self) -> None:
