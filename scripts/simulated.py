@@ -258,7 +258,8 @@ class World:
 
     def _seldom(self) -> AbstractContextManager[object]:
         """Leases are renewed four times less often, but where limits are what it is about."""
-        return nullcontext() if self.plan.stormy else mock.patch("evocluster.llm.leases.RENEW_S", 1.0)
+        exact = self.plan.stormy or self.plan.max_concurrency
+        return nullcontext() if exact else mock.patch("evocluster.llm.leases.RENEW_S", 1.0)
 
     def _outcome(self) -> Outcome:
         books = self.books

@@ -119,6 +119,47 @@ def test_nobody_asks_before_retry_after_has_passed_and_429_is_no_failed_attempt(
     assert llm.calls == 5
 
 
+def test_what_retry_after_said_outlives_the_keeper_that_was_told() -> None:
+    llm = Flaky(RateLimited("slow", 7.0))
+
+    class Mortal:
+        """A keeper that dies at the third second, and another that knows nothing."""
+
+        def __init__(self) -> None:
+            self.keepers = [OwnKeeper(), OwnKeeper()]
+
+        @property
+        def _alive(self) -> OwnKeeper:
+            return self.keepers[asyncio.get_running_loop().time() >= 3]
+
+        async def renew(self, holder: str, asks: Mapping[str, Ask]) -> dict[str, Grant]:
+            return await self._alive.renew(holder, asks)
+
+        async def leave(self, holder: str) -> None:
+            await self._alive.leave(holder)
+
+    async def scenario() -> float:
+        async with leased(Terms(), Mortal()) as lease:
+            await Limited(llm, lease, 60, 4, np.random.default_rng(5))(chat())
+            return asyncio.get_running_loop().time()
+
+    assert 7 <= virtually(scenario()) <= 9
+    assert llm.calls == 2
+
+
+def test_a_call_is_not_repeated_in_the_last_moment_of_its_deadline() -> None:
+    llm = Flaky(DeadlinePassed("cut"), work=lambda: 4.9999)
+
+    async def scenario() -> None:
+        async with limited(llm, Pauses(), timeout_s=5) as model:
+            with pytest.raises(DeadlinePassed, match="cut") as failed:
+                await model(chat())
+        assert failed.value.used.calls == 1
+
+    virtually(scenario())
+    assert llm.calls == 1
+
+
 def test_who_asks_for_more_than_our_patience_is_not_waited_for() -> None:
     async def scenario(llm: Flaky) -> float:
         async with limited(llm, Pauses(), patience_s=60) as model:

@@ -133,7 +133,7 @@ class Lease:
         self._asked_at = -math.inf
         self._proven = False
         self._shut_since: float | None = None
-        self._cut_at = -math.inf
+        self._cut_at = self._bidden_until = -math.inf
         self._broken: Exception | None = None
 
     @property
@@ -267,8 +267,8 @@ class Lease:
             retries=grant.retries + purse.retries,
             probes=grant.probes,
             open=grant.open,
-            # What came in meanwhile is not in the answer yet.
-            shut_until=now if grant.probes else max(now + grant.shut_s, self._seen.retry_after_s),
+            # What came in meanwhile is not in the answer yet, and a new keeper does not know what was heard before.
+            shut_until=max(now if grant.probes else now + grant.shut_s, self._bidden_until),
             credits_until=now + CREDIT_S,
             until=now + LEASE_S,
         )
@@ -301,7 +301,8 @@ class Lease:
         now = _now()
         if retry_after_s:
             self._seen.retry_after_s = max(self._seen.retry_after_s, now + retry_after_s)
-            self._purse.shut_until = max(self._purse.shut_until, now + retry_after_s)
+            self._bidden_until = max(self._bidden_until, now + retry_after_s)
+            self._purse.shut_until = max(self._purse.shut_until, self._bidden_until)
         if self.terms.adaptive and now - self._cut_at >= RENEW_S:
             self._cut_at = now
             fewer = max(1, int(CUT * (self.in_flight + 1)))

@@ -29,6 +29,8 @@ from evocluster.telemetry import counts, log
 
 BASE_S = 0.5
 CAP_S = 20.0
+LEAST = 1e-3
+"""Share of its deadline that must be left for a call to be repeated: it would be paid for, and come to nothing."""
 
 
 class Paced(Part):
@@ -134,7 +136,7 @@ class Limited:
                 error.used = used.model_copy(update={"paid_usd": lost_usd})
                 spent_s += clock() - began
                 failures += not (isinstance(error, RateLimited) or permit.probe)
-                if not error.retryable or spent_s >= self._timeout_s or await self._enough(failures):
+                if not error.retryable or spent_s >= (1 - LEAST) * self._timeout_s or await self._enough(failures):
                     raise
                 pause = self._pause(failures)
                 # Its own pauses are part of the deadline; waiting for an endpoint that turns everybody away is not.
