@@ -96,8 +96,7 @@ def _budget(world: World, outcome: Outcome) -> list[str]:
     """Calls never pass their cap; dollars by no more than what was in flight when it was reached."""
     wrong = []
     budget = world.product.config.budget
-    # What is lost on the way is paid, and no reservation knows of it.
-    if budget.calls is not None and outcome.run["calls"] > budget.calls + world.books.vain:
+    if budget.calls is not None and outcome.run["calls"] > budget.calls:
         wrong.append(f"budget: {outcome.run['calls']} calls, the cap is {budget.calls}")
     dearest = max((sum(row["cost_usd"] or 0 for row in rows) for rows in outcome.trials.values()), default=0.0)
     flying = world.product.config.search.ahead(world.product.config.engine.in_flight)
@@ -129,15 +128,9 @@ def _same(world: World, outcome: Outcome) -> list[str]:
     if world.plan.lossy or world.plan == world.plan.quiet or any(_died(rows) for rows in outcome.trials.values()):
         return []
     wrong, reference = [], world.reference()
-    same: tuple[str, ...] = SAME
-    if world.plan.broken:
-        # A request that broke off counts as a call, so a run that is bounded by calls ends earlier.
-        if world.product.config.budget.calls is not None:
-            return []
-        same = tuple(name for name in SAME if name != "calls")
     for number, rows in reference.trials.items():
-        mine = [{name: row[name] for name in same} for row in outcome.trials.get(number, [])]
-        if mine != [{name: row[name] for name in same} for row in rows]:
+        mine = [{name: row[name] for name in SAME} for row in outcome.trials.get(number, [])]
+        if mine != [{name: row[name] for name in SAME} for row in rows]:
             wrong.append(f"trial: trial {number} is not that of the fault-free run")
             break
     if outcome.front != reference.front:

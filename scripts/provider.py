@@ -67,9 +67,7 @@ class Books:
     making: dict[str, dict[Process, bool]] = field(default_factory=dict)
     """Key -> who asked for it and has not had it acknowledged by the cache; True: the answer is there."""
     taken: Counter[int] = field(default_factory=Counter)
-    """Serial of an attempt -> calls that reached the endpoint for it; of repeats those it may have worked on."""
-    vain: int = 0
-    """Requests that the endpoint may have worked on, and gave no answer."""
+    """Serial of an attempt -> calls that reached the endpoint for it, repeats not counted."""
     charged: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Serial of an attempt -> US dollars for what was delivered to it, or may have been made for it in vain."""
     attempts: list[Attempt] = field(default_factory=list)
@@ -153,8 +151,6 @@ class _Chain:
     """Of them, those that were not turned away with 429."""
     counted: int = 0
     """Of these, those while the endpoint answered others."""
-    vain: int = 0
-    """Requests that it may have worked on, and gave no answer."""
 
 
 class Provider:
@@ -188,33 +184,30 @@ class Provider:
         except ModelError as error:
             self._failed(process, key, chain, error)
             if error.billable:
-                self._worked_in_vain(request, chain)
+                self._worked_in_vain(request)
             raise
         except asyncio.CancelledError:
             # Its time is over, or its worker's.
             self._failed(process, key, chain, None)
-            self._worked_in_vain(request, chain)
+            self._worked_in_vain(request)
             raise
         except BaseException:
             self.books.paid[key] += 1
             raise
         finally:
             self._busy[process] -= 1
-        self._charge(reply.usd, chain.vain > 0)
+        self._charge(reply.usd)
         self._deliver(process, key)
         return reply
 
-    def _charge(self, usd: float, calls: int) -> None:
+    def _charge(self, usd: float) -> None:
         attempt = ATTEMPT.get()
         if attempt is not None:
             self.books.charged[attempt.serial] += usd
-            self.books.taken[attempt.serial] += calls
 
-    def _worked_in_vain(self, request: Request, chain: _Chain) -> None:
+    def _worked_in_vain(self, request: Request) -> None:
         """It may charge for an answer that nobody has: at most what was allowed."""
-        chain.vain += 1
-        self.books.vain += 1
-        self._charge(self.model.price.cost(prompt_tokens(request), request.max_tokens), chain.vain > 1)
+        self._charge(self.model.price.cost(prompt_tokens(request), request.max_tokens))
 
     def _begin(self, process: Process, key: str) -> _Chain:
         books = self.books
