@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -451,12 +452,10 @@ class Leases:
 
     async def _keep(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):  # nothing urgent came up: the regular renewal
                 async with asyncio.timeout(RENEW_S):
                     await self._urgent.wait()
                 await asyncio.sleep(HURRY_S)
-            except TimeoutError:
-                pass
             self._urgent.clear()
             try:
                 await self.renew()
