@@ -21,7 +21,7 @@ from small import LABELS, small_config, write_config
 
 from evocluster import build
 from evocluster.cluster.loopback import Latency, running, stats
-from evocluster.cluster.session import TOKEN
+from evocluster.cluster.session import TOKEN, see_environment
 from evocluster.store.cache import DiskCache
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -174,11 +174,11 @@ def test_a_run_goes_on_in_another_cluster(tmp_path: Path, url: str, calm: Path) 
 def grown() -> Iterator[Any]:
     """A cluster of one node without work for it, to which others can be added."""
     with pytest.MonkeyPatch.context() as patch:
-        # A process has one token for all its clusters, and Ray looks at it as it is imported.
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         from ray.cluster_utils import Cluster
 
+        see_environment()
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, shutdown_at_exit=False
         )

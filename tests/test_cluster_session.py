@@ -28,6 +28,32 @@ def test_a_local_session_writes_no_token(tmp_path: Path, mode: str | None) -> No
     assert list(tmp_path.rglob("*")) == []
 
 
+IMPORTED_BEFORE = """
+import os
+import ray
+from evocluster.cluster.session import session
+for _ in range(2):
+    with session(num_cpus=1):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        print(ray.get(ray.put(7)))
+    assert not {name for name in os.environ if name.startswith("RAY_AUTH")}
+"""
+
+
+@pytest.mark.slow
+def test_ray_may_have_been_imported_before(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_BEFORE],
+        env={**kept, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["7", "7"]), done.stderr
+
+
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, True), (0o600, False), (0o400, False)])
 def test_an_open_token_file_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: int, warned: bool

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from evocluster.errors import RunHeld
+from evocluster.errors import RunHeld, StoreError
 from evocluster.store import lease as leases
 from evocluster.store.lease import Lease
 from evocluster.store.place import Directory
@@ -136,6 +138,74 @@ def test_a_holder_that_wakes_before_the_claim_keeps_the_other_out(world: World) 
     with pytest.raises(RunHeld, match="on there"):
         second.take()
     first.check()
+
+
+class Stalled(Listed):
+    """Keeps a file as of when it was asked to, and shows it much later: a busy machine, a slow network."""
+
+    def __init__(self, path: Path, wait: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._root = path
+        self._wait = wait
+
+    def put(self, name: str, content: bytes) -> None:
+        asked = time.time()
+        self._wait()
+        super().put(name, content)
+        os.utime(self._root / name, (asked, asked))
+
+
+def test_a_claim_that_was_long_under_way_is_withdrawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lease").mkdir()
+    world = World(Listed(tmp_path), monkeypatch)
+    quick = world.lease()
+
+    def meanwhile() -> None:
+        world.sleep(leases.SETTLE_S + 1)
+        if not quick.epoch:
+            quick.take()  # asked for later, and settled before the other is seen
+            world.then.append(quick._beat)
+
+    slow = Lease(Stalled(tmp_path, meanwhile), "lease", "a run", clock=lambda: world.now, sleep=world.sleep)
+    with pytest.raises(RunHeld):
+        slow.take()
+    quick.check()
+
+
+def test_who_waited_for_one_that_withdrew_does_not_go_over_the_head_of_the_next(world: World) -> None:
+    """The claim that was watched is gone; another process has that epoch by now, and lives."""
+    gone, waiting, living = world.lease("gone"), world.lease("waiting"), world.lease("living")
+    gone.epoch = 1
+    gone._claim()
+
+    def comes() -> None:
+        if gone.epoch:
+            gone._place.delete(gone._mine("claim"))
+            gone.epoch = 0
+            living.take()
+            world.then.append(living._beat)
+
+    world.then.append(comes)
+    with pytest.raises(RunHeld, match="on living"):
+        waiting.take()
+    living.check()
+
+
+def test_what_vanishes_while_it_is_listed_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "stays").touch()
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), path / "went"])
+    assert list(Directory(tmp_path).names("lease")) == ["lease/stays"]
+
+
+def test_a_storage_too_slow_to_tell_who_was_first_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lease").mkdir()
+    world = World(Listed(tmp_path), monkeypatch)
+    late = Stalled(tmp_path, lambda: world.sleep(3))
+    with pytest.raises(StoreError, match=r"took 3\.0 s to keep a file.*from 1 s on; try again"):
+        Lease(late, "lease", "a run", clock=lambda: world.now, sleep=world.sleep).take()
+    assert list((tmp_path / "lease").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [Directory, Listed])

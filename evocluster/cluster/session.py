@@ -25,7 +25,7 @@ from evocluster.telemetry import log
 OBJECT_STORE_BYTES = 128 * 2**20
 """Enough: what travels is proposals and trials, kilobytes each."""
 TOKEN = secrets.token_hex(24)
-"""Of every local session of this process: Ray reads a token once a process."""
+"""Of every local session of this process."""
 
 
 @contextmanager
@@ -37,15 +37,14 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        # By the environment alone, which children inherit: without this variable Ray writes a file others can read.
-        os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)
     warn_of_open_token()
     import ray
 
     if ray.is_initialized():
         yield
         return
+    ours = _local_token() if address is None else []
+    see_environment()
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -74,6 +73,29 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _local_token() -> list[str]:
+    """Put the token in the environment, which children inherit: without it Ray writes a file that others can read.
+
+    The variables that this set; what the user said stays.
+    """
+    wanted = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return []
+    ours = [name for name in wanted if name not in os.environ]
+    os.environ.update({name: wanted[name] for name in ours})
+    return ours
+
+
+def see_environment() -> None:
+    """Ray reads its mode of authentication as it is imported, which may have been before the environment was set."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def warn_of_open_token() -> None:

@@ -6,15 +6,17 @@
 flock settles it on one machine. Elsewhere: whoever wants to write takes the next epoch once the holder's beat has
 stood still for a whole lease, measured by his own clock. On a folder the claim is an exclusive create, which one
 wins. Object storage has no such thing through pyarrow: claims are listed `settle_s` after they were put, and the
-first by (last modified, id) has it; LastModified counts in seconds, so the wait is longer than that. Then the old
-holder's beat is looked at once more: if it goes on, the claim is withdrawn. Who loses a claim looks who has it now,
-and leaves once that one is seen to live.
+first by (last modified, id) has it; LastModified counts in seconds, so the wait is longer than that. Then the epoch
+before is looked at once more: if its holder is another by now, or beats again, the claim is withdrawn. Who loses a
+claim looks who has it now, and leaves once that one is seen to live.
 
 A holder that was paused (SIGSTOP, swapped out, cut off) past its lease is fenced: `check` finds its own deadline
 passed, beats, and looks for a later claim before anything more is written or acknowledged.
 
-Limits: a put that a store acknowledges with a LastModified more than `settle_s` in the past could win a claim that
-was settled already; the loser then finds out at its next beat. A pause exactly between `check` and the system call
+LastModified is of some moment while the put was under way. One that took long could therefore win a claim that was
+settled already: such a claim is withdrawn by who made it, whatever the listing says.
+
+Limits: a pause exactly between `check` and the system call
 that follows lets that one write through: the caller looks again before it acknowledges it, and a new holder begins
 new files, so that no reader takes it.
 """
@@ -25,6 +27,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +45,8 @@ LEASE_S = 15.0
 """How long a holder that gives no sign of life keeps others out."""
 SETTLE_S = 2.5
 """How long a claim on object storage waits for those that came at the same time: LastModified counts in seconds."""
+_PROMPT = 0.4
+"""Of `settle_s`: the longest that putting a claim may take; with the second of LastModified, less than the whole."""
 _ATTEMPTS = 5
 _NAME = re.compile(r"\d{6,}-[0-9a-f]+")
 
@@ -74,6 +79,7 @@ class Lease:
         self._deadline = 0.0
         self._lock = threading.Lock()
         self._lost: RunHeld | None = None
+        self._slowest = 0.0
         self._over = threading.Event()
         self.epoch = 0
         """Grows with every holder."""
@@ -88,6 +94,12 @@ class Lease:
         """
         before = next((epoch for _ in range(_ATTEMPTS) if (epoch := self._try(alone)) is not None), None)
         if before is None:
+            if self._slowest:
+                raise StoreError(
+                    f"the storage of the run {self._run!r} took {self._slowest:.1f} s to keep a file of some bytes, "
+                    f"and who writes first cannot be told there from {_PROMPT * self._settle_s:g} s on; try again when "
+                    "it is less busy"
+                )
             raise self._held(self._read_beat(*self._top()))
         for name in self._place.names(self._folder):
             if int(name.rpartition("/")[2].partition("-")[0]) < before:
@@ -101,10 +113,12 @@ class Lease:
         if beat is not None and not self._gone(beat, alone):
             beat = self._watch(epoch, str(holder), beat)
             self.doubtful = True
+            if self._top() != (epoch, holder):
+                return None
         self.epoch = epoch + 1
         if not self._claim():
             return None
-        if beat is not None and self._read_beat(epoch, holder) != beat:
+        if self._top(self.epoch) != (epoch, holder) or (beat is not None and self._read_beat(epoch, holder) != beat):
             self._place.delete(self._mine("claim"))
             return None
         try:
@@ -161,19 +175,26 @@ class Lease:
             if not self._place.create(f"{self._folder}/{self.epoch:06d}-0.claim", self._id.encode()):
                 return False
         else:
+            started = self._clock()
             self._place.put(self._mine("claim"), self._id.encode())
+            took = self._clock() - started
+            if took > _PROMPT * self._settle_s:
+                self._slowest = max(self._slowest, took)
+                self._place.delete(self._mine("claim"))
+                return False
             self._sleep(self._settle_s)
         if self._top() == (self.epoch, self._id):
             return True
         self._place.delete(self._mine("claim"))
         return False
 
-    def _top(self) -> tuple[int, str | None]:
-        """The highest epoch and who has it."""
+    def _top(self, below: int = sys.maxsize) -> tuple[int, str | None]:
+        """The highest epoch, or the highest `below` one, and who has it."""
         claims = [
-            (-int(stem.partition("-")[0]), modified, stem.partition("-")[2])
+            (-epoch, modified, stem.partition("-")[2])
             for name, modified in self._place.names(self._folder).items()
             if name.endswith(".claim") and _NAME.fullmatch(stem := name.rpartition("/")[2].removesuffix(".claim"))
+            if (epoch := int(stem.partition("-")[0])) < below
         ]
         if not claims:
             return 0, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,9 +60,16 @@ class Directory:
         """See Place.names."""
         try:
             found = [path for path in (self._path / prefix).iterdir() if not path.name.endswith(".tmp")]
-            return {f"{prefix}/{path.name}": path.stat().st_mtime for path in found}
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise unwritable(self._path / prefix, error) from error
+        try:
+            modified: dict[str, float] = {}
+            for path in found:
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    modified[f"{prefix}/{path.name}"] = path.stat().st_mtime
+            return modified
         except OSError as error:
             raise unwritable(self._path / prefix, error) from error
 
