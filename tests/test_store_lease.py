@@ -191,6 +191,21 @@ def test_who_waited_for_one_that_withdrew_does_not_go_over_the_head_of_the_next(
     living.check()
 
 
+def test_who_died_between_its_claim_and_its_first_beat_is_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = world.lease()
+
+    def dies() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first, "_beat", dies)
+    with pytest.raises(KeyboardInterrupt):
+        first.take()
+    monkeypatch.setattr(leases, "_lives", lambda pid: False)
+    before, second = world.now, world.lease()
+    second.take()
+    assert (second.epoch, world.now - before <= leases.SETTLE_S) == (2, True)
+
+
 def test_what_vanishes_while_it_is_listed_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease" / "stays").touch()

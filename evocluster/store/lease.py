@@ -116,15 +116,18 @@ class Lease:
             if self._top() != (epoch, holder):
                 return None
         self.epoch = epoch + 1
+        # Before the claim: of a process that dies right after it, the next one can tell that it is gone.
+        self._place.put(self._mine("beat"), self._sign())
         if not self._claim():
+            self._place.delete(self._mine("beat"))
             return None
         if self._top(self.epoch) != (epoch, holder) or (beat is not None and self._read_beat(epoch, holder) != beat):
-            self._place.delete(self._mine("claim"))
+            self._withdraw()
             return None
         try:
             self._beat()
         except RunHeld:
-            self._place.delete(self._mine("claim"))
+            self._withdraw()
             self._lost = None
             return None
         return epoch
@@ -187,6 +190,10 @@ class Lease:
             return True
         self._place.delete(self._mine("claim"))
         return False
+
+    def _withdraw(self) -> None:
+        self._place.delete(self._mine("claim"))
+        self._place.delete(self._mine("beat"))
 
     def _top(self, below: int = sys.maxsize) -> tuple[int, str | None]:
         """The highest epoch, or the highest `below` one, and who has it."""
