@@ -103,7 +103,7 @@ def test_two_processes_share_one_rate_and_the_stricter_settings_hold() -> None:
     strict, loose = Terms(requests_per_minute=1200), Terms(requests_per_minute=6000)
     actors = processes(keeper, strict, loose)
     try:
-        sent = ray.get([actor.run.remote(6.0, 40) for actor in actors])
+        sent = ray.get([actor.run.remote(6.0, 40) for actor in actors], timeout=120)
     finally:
         end(actors)
     # The looser one may begin alone; two seconds later the stricter holds: 20 a second, nearly all of them used.
@@ -120,15 +120,15 @@ def test_calls_at_once_hold_over_processes_and_a_dead_one_is_counted_no_longer()
     terms = Terms(max_concurrency=8)
     actors = processes(keeper, terms, terms)
     try:
-        ray.get(actors[0].run.remote(0.5, 1))
+        ray.get(actors[0].run.remote(0.5, 1), timeout=120)
         lost = actors[1].run.remote(60.0, 20)
         alone = actors[0].run.remote(8.0, 20)
         time.sleep(3)
         killed = time.monotonic()
         ray.kill(actors[1])
-        sent = ray.get(alone)
+        sent = ray.get(alone, timeout=120)
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(lost)
+            ray.get(lost, timeout=120)
     finally:
         end(actors[:1])
     shared = [many for at, many in sent if killed - 1 <= at < killed]
@@ -149,7 +149,7 @@ def test_calls_go_on_when_the_keeper_dies_and_the_next_one_keeps_the_limits() ->
         time.sleep(2)
         killed = time.monotonic()
         ray.kill(first)
-        sent = ray.get(running)
+        sent = ray.get(running, timeout=120)
         second = ray.get_actor("mortal", NAMESPACE)
         assert second._actor_id != first._actor_id
     finally:

@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import memory
 from small import small_config, write_config
 
 from evocluster import build
@@ -66,6 +68,13 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[build.Plan, dict[str
     return plan, build.run(plan, path / "run").front
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where runs are written over and over."""
+    with tempfile.TemporaryDirectory(dir=memory()) as name:
+        yield Path(name)
+
+
 def disturbed(calm: tuple[build.Plan, dict[str, Any]], path: Path, at: int, number: int, ever_after: bool) -> bool:
     """Whether the failure came at all; the run is then gone on with and compared."""
     plan, front = calm
@@ -88,9 +97,9 @@ def disturbed(calm: tuple[build.Plan, dict[str, Any]], path: Path, at: int, numb
 
 
 @pytest.mark.parametrize("ever_after", [False, True])
-def test_some_writes_fail(calm: tuple[build.Plan, dict[str, Any]], tmp_path: Path, ever_after: bool) -> None:
+def test_some_writes_fail(calm: tuple[build.Plan, dict[str, Any]], folder: Path, ever_after: bool) -> None:
     for at in (1, 2, 3, 4, 8, 17, 23, 34, 45, 61):
-        assert disturbed(calm, tmp_path / "run", at, errno.ENOSPC, ever_after)
+        assert disturbed(calm, folder / "run", at, errno.ENOSPC, ever_after)
 
 
 @pytest.mark.slow
@@ -98,10 +107,10 @@ def test_some_writes_fail(calm: tuple[build.Plan, dict[str, Any]], tmp_path: Pat
 @pytest.mark.parametrize("ever_after", [False, True])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_every_write_fails_in_its_turn(
-    calm: tuple[build.Plan, dict[str, Any]], tmp_path: Path, number: int, ever_after: bool
+    calm: tuple[build.Plan, dict[str, Any]], folder: Path, number: int, ever_after: bool
 ) -> None:
     at = 1
-    while disturbed(calm, tmp_path / "run", at, number, ever_after):
+    while disturbed(calm, folder / "run", at, number, ever_after):
         at += 1
     assert at > 60
 

@@ -46,7 +46,6 @@ class World:
 
 @pytest.fixture(params=[Directory, Listed])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    (tmp_path / "lease").mkdir()
     return World(request.param(tmp_path), monkeypatch)
 
 
@@ -156,7 +155,6 @@ class Stalled(Listed):
 
 
 def test_a_claim_that_was_long_under_way_is_withdrawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lease").mkdir()
     world = World(Listed(tmp_path), monkeypatch)
     quick = world.lease()
 
@@ -215,7 +213,6 @@ def test_what_vanishes_while_it_is_listed_hides_nothing_else(tmp_path: Path, mon
 
 
 def test_a_storage_too_slow_to_tell_who_was_first_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lease").mkdir()
     world = World(Listed(tmp_path), monkeypatch)
     late = Stalled(tmp_path, lambda: world.sleep(3))
     with pytest.raises(StoreError, match=r"took 3\.0 s to keep a file.*from 1 s on; try again"):
@@ -227,7 +224,7 @@ def test_a_storage_too_slow_to_tell_who_was_first_is_refused(tmp_path: Path, mon
 def test_of_many_that_come_at_once_one_goes_on(kind: type[Directory], tmp_path: Path) -> None:
     for turn in range(5):
         folder = tmp_path / str(turn)
-        (folder / "lease").mkdir(parents=True)
+        folder.mkdir()
         start = threading.Barrier(6)
         ends: list[str] = []
 

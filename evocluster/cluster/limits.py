@@ -68,7 +68,8 @@ class RemoteKeeper:
 
         try:
             actor = self._found()
-            grants: dict[str, Grant] = await asyncio.wait_for(actor.renew.remote(holder, dict(asks)), ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                grants: dict[str, Grant] = await actor.renew.remote(holder, dict(asks))
         except (ray.exceptions.RayError, TimeoutError, ValueError) as failure:
             # ValueError: its name is still held by one that is dying.
             self._actor = None
@@ -84,7 +85,8 @@ class RemoteKeeper:
         if self._actor is None:
             return
         try:
-            await asyncio.wait_for(self._actor.leave.remote(holder), ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                await self._actor.leave.remote(holder)
         except (ray.exceptions.RayError, TimeoutError) as failure:
             raise EvoclusterError(f"actor {self._name!r} did not answer: {type(failure).__name__}") from failure
 

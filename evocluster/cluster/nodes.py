@@ -61,7 +61,8 @@ async def reachable(node: Node) -> bool:
     if not node.port:
         return True
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(node.address, node.port), REACH_S)
+        async with asyncio.timeout(REACH_S):
+            _, writer = await asyncio.open_connection(node.address, node.port)
     except (OSError, TimeoutError):
         return False
     writer.close()

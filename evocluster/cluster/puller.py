@@ -108,7 +108,8 @@ class Puller:
                     call.add_done_callback(lambda _: self._changed.set())
                     calls[call] = brings
                 try:
-                    await asyncio.wait_for(self._changed.wait(), WAIT_S)
+                    async with asyncio.timeout(WAIT_S):
+                        await self._changed.wait()
                     silent = False
                 except TimeoutError:
                     silent = True

@@ -324,7 +324,8 @@ class RayRunner:
             ray.kill(seat.actor)
         for host in self._hosts.values():
             try:
-                await asyncio.wait_for(host.stop.remote(), 10)
+                async with asyncio.timeout(10):
+                    await host.stop.remote()
             except (TimeoutError, ray.exceptions.RayError) as failure:
                 log.warning("the model servers of a node were not stopped by us: %s", failure)
             ray.kill(host)

@@ -84,6 +84,7 @@ class Directory:
 
     def put(self, name: str, content: bytes) -> None:
         """See Place.put."""
+        self._make(name)
         write_atomic(self._path / name, content.decode())
 
     def create(self, name: str, content: bytes) -> bool:
