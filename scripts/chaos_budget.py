@@ -23,7 +23,7 @@ from chaos_judge import Row, Verdict, complaint
 from chaos_local import Terms
 from chaos_world import World, read
 
-from evocluster.cluster.loopback import Latency
+from evocluster.cluster.loopback import Latency, stats
 
 USD = 0.001
 """What each answer costs: one token at a thousand dollars a million."""
@@ -95,10 +95,10 @@ def _capped(cap: Cap, url: str, nursery: Nursery, folder: Path) -> tuple[Verdict
         more={"budget": {name: value for name, value in (("calls", cap.calls), ("usd", cap.usd)) if value is not None}},
     )
     faulty.switch(url, cap.mode, share=cap.share)  # type: ignore[arg-type]
-    before = billed(faulty.stats(url))
+    before = billed(stats(url))
     config, out = world.write(folder, url), folder / "out"
     left = nursery.run(["run", str(config), "--out", str(out), "--json"], [folder])
-    answers = billed(faulty.stats(url)) - before
+    answers = billed(stats(url)) - before
     verdict, beyond = kept(cap, answers, read(out, "run.json"))
     if left.code not in LEFT or "Traceback" in left.said:
         verdict += complaint(f"left with {left.code}: {left.said[-300:]}")

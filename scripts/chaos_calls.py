@@ -20,7 +20,7 @@ from chaos_judge import Row, Verdict, complaint
 from chaos_local import Terms
 from chaos_world import PRICE, Sitting, World, read, rows, start
 
-from evocluster.cluster.loopback import Latency
+from evocluster.cluster.loopback import Latency, stats
 
 STORM_S = 60.0
 CALM_S = 6.0
@@ -107,7 +107,7 @@ def _storm(folder: Path, url: str) -> tuple[dict[str, Any], Verdict]:
         code = sitting.wait()
     finally:
         sitting.end()
-    seen = faulty.stats(url)
+    seen = stats(url)
     seconds = {int(second): row for second, row in seen["per_second"].items()}
     begin, end = int(began_s - seen["started_s"]), int(over_s - seen["started_s"])
     told = weathered(seconds, begin, end) | {"requests": seen["requests"], "successes": seen["successes"]}
@@ -117,7 +117,7 @@ def _storm(folder: Path, url: str) -> tuple[dict[str, Any], Verdict]:
 
 def _warm(url: str, sitting: Sitting) -> float:
     """Wait until the search has asked for CALM_S; the moment."""
-    while sitting.over() is None and faulty.stats(url)["successes"] < 20:
+    while sitting.over() is None and stats(url)["successes"] < 20:
         time.sleep(0.1)
     time.sleep(CALM_S)
     return time.monotonic()
@@ -161,7 +161,7 @@ def broken_answers(terms: Terms) -> Row:
         with faulty.running(Latency.parse("fixed:0.02"), terms.seed + number) as url:
             faulty.switch(url, mode.name, share=mode.share)  # type: ignore[arg-type]
             came = asyncio.run(ask(url, calls, mode.deadline_s, terms.folder / mode.name))
-            seen = faulty.stats(url)
+            seen = stats(url)
             came.requests, came.successes = seen["requests"], seen["successes"]
         row.faults += calls
         row.verdict += taken(mode, came, calls).of(mode.name)

@@ -16,15 +16,13 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evocluster.cluster.loopback import Connection, Latency, Seen, Service, reply, runner
+from evocluster.cluster.loopback import Connection, Latency, Seen, Service, hosted, listen, reply, runner
 
 LABELS = ("billing", "refund", "shipping", "returns", "account", "technical", "cancellation", "sales")
 MARK = re.compile(rb"#([0-9a-f]{16})")
@@ -75,8 +73,7 @@ class Bookkeeper(Connection):
 
 async def serve(latency: Latency, seed: int, parent: int) -> None:
     """Listen on the loopback, print the port, serve until the process `parent` is not our parent any more."""
-    loop = asyncio.get_running_loop()
-    service = Service(latency, seed, (), Seen(), loop)
+    service = Service(latency, seed, (), Seen(), asyncio.get_running_loop())
     ledger: list[tuple[str, float, float]] = []
 
     def connection() -> Bookkeeper:
@@ -84,34 +81,14 @@ async def serve(latency: Latency, seed: int, parent: int) -> None:
         made.ledger = ledger
         return made
 
-    server = await loop.create_server(connection, "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    orphaned = asyncio.Event()
-
-    def look() -> None:
-        if os.getppid() == parent:
-            loop.call_later(0.25, look)
-        else:
-            orphaned.set()
-
-    look()
-    await orphaned.wait()
-    server.close()
+    await listen(connection, 0, parent)
 
 
 @contextmanager
 def keeping(latency: Latency, seed: int = 0) -> Iterator[str]:
     """The endpoint as a process of its own while the block lasts; yields its root URL, without /v1."""
-    command = [sys.executable, __file__, "--latency", str(latency), "--seed", str(seed), "--parent", str(os.getpid())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            port = process.stdout.readline().strip()
-            if not port.isdigit():
-                raise RuntimeError(f"the endpoint said {port!r} where its port was expected: see its error above")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
+    with hosted(__file__, "--latency", str(latency), "--seed", str(seed)) as url:
+        yield url
 
 
 def ledger(url: str) -> list[tuple[str, float, float]]:

@@ -18,16 +18,14 @@ import asyncio
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
-from evocluster.cluster.loopback import Latency
+from evocluster.cluster.loopback import Latency, hosted, listen, runner
 
 Mode = Literal[
     "ok", "storm", "overloaded", "hang", "drip", "html", "not_json", "empty_choices", "no_usage", "cut", "redirect"
@@ -266,39 +264,11 @@ def _completion(path: str, body: bytes, met: Mode) -> dict[str, Any]:
     return whole
 
 
-async def serve(service: Service, port: int, parent: int) -> None:
-    """Listen on the loopback, print the port, serve until the process `parent` is not our parent any more."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(service), "127.0.0.1", port, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    orphaned = asyncio.Event()
-
-    def look() -> None:
-        if os.getppid() == parent:
-            loop.call_later(0.25, look)
-        else:
-            orphaned.set()
-
-    look()
-    await orphaned.wait()
-    server.close()
-
-
 @contextmanager
 def running(latency: Latency, seed: int = 0) -> Iterator[str]:
     """The endpoint as a process of its own while the block lasts; yields its root URL, without /v1."""
-    command = [sys.executable, __file__, "--latency", str(latency), "--seed", str(seed), "--parent", str(os.getpid())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            port = process.stdout.readline().strip()
-            if not port.isdigit():
-                raise RuntimeError(
-                    f"the faulty endpoint said {port!r} where its port was expected: see its error above"
-                )
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
+    with hosted(__file__, "--latency", str(latency), "--seed", str(seed)) as url:
+        yield url
 
 
 def switch(url: str, mode: Mode, **more: float | None) -> None:
@@ -307,20 +277,6 @@ def switch(url: str, mode: Mode, **more: float | None) -> None:
     request = urllib.request.Request(f"{url}/mode", json.dumps(content).encode(), method="POST")
     with urllib.request.urlopen(request, timeout=30) as answer:
         json.load(answer)
-
-
-def stats(url: str) -> dict[str, Any]:
-    """What `Seen` holds, and the mode, as JSON; the seconds of `per_second` are texts."""
-    with urllib.request.urlopen(f"{url}/stats", timeout=30) as answer:
-        return cast(dict[str, Any], json.load(answer))
-
-
-def _runner() -> Callable[..., None]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run
-    return cast(Callable[..., None], uvloop.run)
 
 
 def main() -> None:
@@ -340,7 +296,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     service = Service(latency, given.seed, behaviour, Seen(), random.Random(given.seed))
-    _runner()(serve(service, given.port, given.parent))
+    runner()(listen(lambda: Connection(service), given.port, given.parent))
 
 
 if __name__ == "__main__":

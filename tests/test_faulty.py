@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 from contract_llm import chat, opened
-from faulty import LATE_S, Behaviour, Mode, Seen, Service, running, stats, switch
+from faulty import LATE_S, Behaviour, Mode, Seen, Service, running, switch
 
-from evocluster.cluster.loopback import Latency
+from evocluster.cluster.loopback import Latency, stats
 from evocluster.errors import (
     BadReply,
     DeadlinePassed,

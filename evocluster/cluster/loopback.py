@@ -235,11 +235,10 @@ def _stats(seen: Seen) -> dict[str, Any]:
     return {**vars(seen), "cpu_s": sum(os.times()[:2]) - seen.idle_cpu_s}
 
 
-async def serve(latency: Latency, seed: int, answers: tuple[str, ...], port: int, parent: int) -> None:
+async def listen(connection: Callable[[], asyncio.Protocol], port: int, parent: int) -> None:
     """Listen on the loopback, print the port, serve until the process `parent` is not our parent any more."""
     loop = asyncio.get_running_loop()
-    service = Service(latency, seed, tuple(json.dumps(text).encode() for text in answers), Seen(), loop)
-    server = await loop.create_server(lambda: Connection(service), "127.0.0.1", port, backlog=4096)
+    server = await loop.create_server(connection, "127.0.0.1", port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     orphaned = asyncio.Event()
 
@@ -254,16 +253,19 @@ async def serve(latency: Latency, seed: int, answers: tuple[str, ...], port: int
     server.close()
 
 
-@contextmanager
-def running(latency: Latency, seed: int = 0, answers: tuple[str, ...] = ("ok",), port: int = 0) -> Iterator[str]:
-    """The endpoint as a process of its own while the block lasts; yields its root URL, without /v1.
+async def _serve(latency: Latency, seed: int, answers: tuple[str, ...], port: int, parent: int) -> None:
+    texts = tuple(json.dumps(text).encode() for text in answers)
+    service = Service(latency, seed, texts, Seen(), asyncio.get_running_loop())
+    await listen(lambda: Connection(service), port, parent)
 
-    `port`: 0 for any free one. Raises: RuntimeError when it does not come up, as where the port is taken.
+
+@contextmanager
+def hosted(script: str, *words: str) -> Iterator[str]:
+    """What listens there as a process of its own while the block lasts; yields its root URL, without /v1.
+
+    Raises: RuntimeError when it does not come up, as where the port is taken.
     """
-    command = [sys.executable, __file__, "--latency", str(latency), "--seed", str(seed), "--port", str(port)]
-    command += ["--parent", str(os.getpid())]
-    for text in answers:
-        command += ["--answer", text]
+    command = [sys.executable, script, *words, "--parent", str(os.getpid())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -275,6 +277,14 @@ def running(latency: Latency, seed: int = 0, answers: tuple[str, ...] = ("ok",),
             yield f"http://127.0.0.1:{said}"
         finally:
             process.kill()
+
+
+@contextmanager
+def running(latency: Latency, seed: int = 0, answers: tuple[str, ...] = ("ok",), port: int = 0) -> Iterator[str]:
+    """The endpoint while the block lasts: its root URL; `port`: 0 for any free one. Raises: see `hosted`."""
+    texts = [word for text in answers for word in ("--answer", text)]
+    with hosted(__file__, "--latency", str(latency), "--seed", str(seed), "--port", str(port), *texts) as url:
+        yield url
 
 
 def stats(url: str) -> dict[str, Any]:
@@ -304,7 +314,7 @@ def main() -> None:
         latency = Latency.parse(given.latency)
     except ValueError as error:
         parser.error(str(error))
-    runner()(serve(latency, given.seed, tuple(given.answer or ["ok"]), given.port, given.parent))
+    runner()(_serve(latency, given.seed, tuple(given.answer or ["ok"]), given.port, given.parent))
 
 
 if __name__ == "__main__":
