@@ -281,8 +281,9 @@ def resume(
 ) -> Result:
     """Go on with a run folder; a finished one is returned as it is.
 
-    `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
-    sitting runs (`config.CHANGEABLE`). `files`: where the package of a submitted run is unpacked now.
+    `sets` may raise the budget while the search is not over, and change how hard models are pushed, both of which are
+    kept in the folder, and say where this sitting runs (`config.CHANGEABLE`, `PACING`). `files`: where the package of
+    a submitted run is unpacked now.
     Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
     where = placed(path)
@@ -312,21 +313,25 @@ def _at_its_prices(plan: Plan, path: Path) -> Plan:
 
 
 def _change(where: Path | str, old: Config, config: Config) -> None:
-    """Take a raised budget into a run. Raises: errors.ConfigError for what would make it another run."""
+    """Take a raised budget and other limits of models into a run.
+
+    Raises: errors.ConfigError for what would make it another run.
+    """
     budget = configs.raised(old, config)
-    if not budget:
+    if not budget and old.models == config.models:
         return
     folder = open_folder(where)
     path = folder.path
     try:
         run = folder.read("run.json") if (path / "run.json").exists() else {}
         over = "its search is over" if folder.checked or run.get("stops") else ""
-        if over or run.get("exploring") is False:
+        if budget and (over or run.get("exploring") is False):
             raise ConfigError(
                 f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer "
                 "be raised; resume without it, or start a new run with `warm_start:`"
             )
-        folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
+        if run.get("status") != "finished":
+            folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget, "models": config.models})))
     finally:
         folder.close()
 

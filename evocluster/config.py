@@ -397,7 +397,17 @@ def _placed(text: str, root: Path) -> str:
 
 
 CHANGEABLE = ("budget.", "engine.runner", "engine.workers", "engine.address", "cache.")
-"""What a resumed run may change: nothing that would change what has been decided."""
+PACING = (
+    "max_concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "adaptive",
+    "timeout_s",
+    "retries",
+    "retry_share",
+    "patience_s",
+)
+"""What a resumed run may change, PACING of each model: nothing that would change what has been decided."""
 
 
 def raised(old: Config, new: Config) -> list[str]:
@@ -405,10 +415,11 @@ def raised(old: Config, new: Config) -> list[str]:
     before, after = (_flat(one.model_dump(mode="json")) for one in (old, new))
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     for name in changed:
-        if not name.startswith(CHANGEABLE):
+        if not name.startswith(CHANGEABLE) and not _paces(name, new):
             raise ConfigError(
                 f"--set {name}={after.get(name)!r}: resume can change only {', '.join(CHANGEABLE)}; "
-                "for anything else start a new run (`warm_start:` begins it with this one's front)"
+                f"of each model {', '.join(PACING)}; for anything else start a new run "
+                "(`warm_start:` begins it with this one's front)"
             )
     budget = [name for name in changed if name.startswith("budget.")]
     for name in budget:
@@ -416,6 +427,10 @@ def raised(old: Config, new: Config) -> list[str]:
         if not (isinstance(was, int | float) and (now is None or now > was)):
             raise ConfigError(f"--set {name}={now!r}: a resumed run's budget can only be raised; it was {was!r}")
     return budget
+
+
+def _paces(name: str, config: Config) -> bool:
+    return name in {f"models.{model}.{setting}" for model in config.models for setting in PACING}
 
 
 def _flat(data: Any, name: str = "") -> dict[str, Any]:

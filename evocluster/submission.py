@@ -50,7 +50,7 @@ class Request:
     """The run folder there; None: RUNS/NAME, or where it was when it is gone on with."""
     resume: bool = False
     sets: tuple[str, ...] = ()
-    """With `resume`: what this sitting changes, see config.CHANGEABLE."""
+    """With `resume`: what this sitting changes, see config.CHANGEABLE and PACING."""
     stop_s: int = STOP_S
 
 

@@ -19,10 +19,12 @@ from servers import FaultServer, Mode
 from small import LABELS, edited, settings, small_config, write_config
 
 from evocluster import build
+from evocluster import config as configs
 from evocluster.engine.engine import carry
 from evocluster.engine.folder import Folder
 from evocluster.engine.runner import LocalRunner, Runner
 from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld, StoreError
+from evocluster.llm.limits import Paced
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 
@@ -147,8 +149,32 @@ def test_a_budget_raised_on_resume_is_as_if_it_had_been_so_from_the_start(tmp_pa
         build.resume(run, sets=["budget.generations=5"])
 
 
+def test_the_limits_of_a_model_may_change_on_resume_and_change_nothing_that_is_found(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _interrupted_run(tmp_path / "a", run, generations=2)
+    limits = {"requests_per_minute": 90_000, "max_concurrency": 3, "timeout_s": 7.0, "retries": 1, "adaptive": False}
+    models = {"fake": {**settings()["models"]["fake"], "latency_s": 0.1, "sigma": 0.1}}
+    whole = build.run(
+        build.plan(write_config(tmp_path / "b", budget={"generations": 2}, models=models)), tmp_path / "w"
+    )
+    sets = [f"models.fake.{name}={str(value).lower()}" for name, value in limits.items()]
+    assert build.resume(run, sets=sets).run["status"] == "finished"
+    assert front(run) == whole.front
+    kept = configs.load(run / "config.yaml").models["fake"]
+    assert kept.model_dump(include=set(limits)) == limits, "the next sitting keeps to them"
+    build.resume(run, sets=["models.fake.max_concurrency=5"])
+    assert configs.load(run / "config.yaml").models["fake"] == kept, "what is finished stays as it is"
+
+
+def test_every_setting_of_pace_may_change_on_resume_except_who_answers_and_what_it_costs() -> None:
+    assert set(configs.PACING) == set(Paced.model_fields) - {"fallbacks", "hedge"}
+
+
 REFUSED = {
     "seed=9": r"--set seed=9: resume can change only budget\., .*warm_start",
+    "models.fake.default=blue": r"models.fake.default='blue': resume can change only .*of each model max",
+    "models.fake.price.prompt_usd_per_mtok=1": "resume can change only",
+    "models.fake.hedge=0.1": "resume can change only",
     "engine.in_flight=3": "engine.in_flight=3: resume can change only",
     "budget.generations=1": "budget.generations=1: .* only be raised; it was 2",
     "budget.calls=100": "budget.calls=100: .* only be raised; it was None",
