@@ -119,6 +119,7 @@ class Plan:
             warm=self.warm,
             tasks=partial(Tasks.among, task_of=task_of, how=config.across) if config.tasks else None,
             constraints=config.constraints,
+            twice=max(model.hedge for model in self.stack.models.values()),
         )
 
     def facts(self) -> dict[str, Any]:

@@ -119,6 +119,17 @@ def test_a_second_run_from_the_cache_pays_nothing_and_finds_the_same(tmp_path: P
     assert first.front == second.front
 
 
+def test_a_budget_in_dollars_keeps_back_what_second_requests_may_cost(tmp_path: Path) -> None:
+    spent = {}
+    for hedge in (0.0, 0.2):
+        models = {"fake": {**settings()["models"]["fake"], "hedge": hedge}}
+        config = write_config(tmp_path / f"{hedge}", budget={"usd": 0.02}, models=models, cache={"path": None})
+        run = build.run(build.plan(config), tmp_path / f"run{hedge}").run
+        assert run["stop_reason"] == "usd"
+        spent[hedge] = run["usd"]
+    assert 0.02 * 0.6 < spent[0.2] <= 0.02 / 1.2 < spent[0.0] <= 0.02
+
+
 def test_an_existing_folder_is_refused_and_a_finished_one_stays(tmp_path: Path) -> None:
     plan = build.plan(small_config(tmp_path))
     first = build.run(plan, tmp_path / "run")

@@ -60,8 +60,9 @@ class Paced(Part):
     """Models asked in its place, in this order, when it answers nobody. For rewriting and reflecting only: an
     evaluation by another model would be another measurement."""
     hedge: Annotated[float, Field(ge=0, le=0.2)] = 0.0
-    """At most this share of the calls is sent a second time when the answer takes longer than 19 of 20 others did; the
-    first answer counts, both are paid. 0: never."""
+    """At most this share of the calls, and of what they cost, is spent on sending one a second time when its answer
+    takes longer than 19 of 20 others did; the first answer counts, both are paid. A budget in dollars keeps this share
+    back. 0: never."""
 
     @property
     def terms(self) -> Terms:

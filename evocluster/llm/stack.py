@@ -203,7 +203,7 @@ class Stack:
         rng = np.random.default_rng(self._seed)
         return {
             name: Limited(
-                _hedged(Observed(model, name), self._of[name], model.hedge),
+                _hedged(Observed(model, name), self._of[name], model.hedge, prices[name]),
                 self._of[name],
                 timeout_s=model.timeout_s,
                 retries=model.retries,
@@ -255,8 +255,8 @@ class Stack:
             await model.close()
 
 
-def _hedged(llm: LLM, lease: Lease, share: float) -> LLM:
-    return Hedge(llm, lease, share) if share else llm
+def _hedged(llm: LLM, lease: Lease, share: float, price: Price) -> LLM:
+    return Hedge(llm, lease, share, price) if share else llm
 
 
 _HOLDERS = itertools.count()

@@ -83,9 +83,11 @@ class Optimizer:
         warm: Sequence[Genome] = (),
         tasks: Callable[[Iterable[str]], Tasks] | None = None,
         constraints: Sequence[Constraint | str | Mapping[str, Json]] = (),
+        twice: float = 0.0,
     ) -> None:
         """`calls_per_item`: the most LLM calls of one item; `tasks`: of example ids, where there are several tasks;
-        `constraints`: such as 'quality >= 0.8', which come before the objectives.
+        `constraints`: such as 'quality >= 0.8', which come before the objectives; `twice`: what second requests for
+        late answers may cost, as a share of the answers' cost.
 
         Raises: ConfigError.
         """
@@ -109,7 +111,7 @@ class Optimizer:
         whole = settings.strategy == "evolve" and settings.selection in ("generational", "random")
         train = blocks(items["train"], len(self._index["train"])) if whole else self._blocks["train"]
         self._stopping = Stopping(budget, target, settings.population, enough(train))
-        self._ledger = Ledger(budget)
+        self._ledger = Ledger(budget, twice)
         self._check = Check(self._blocks, self._objectives, self._named, rule, settings, seed)
         operators = portfolio(settings, space)
         self._population = Population(
