@@ -86,9 +86,7 @@ class Optimizer:
         twice: float = 0.0,
     ) -> None:
         """`calls_per_item`: the most LLM calls of one item; `tasks`: of example ids, where there are several tasks;
-        `constraints`: such as 'quality >= 0.8', which come before the objectives; `twice`: what second requests for
-        late answers may cost, as a share of the answers' cost.
-
+        `constraints`: such as 'quality >= 0.8', which come before the objectives; `twice`: see Ledger.
         Raises: ConfigError.
         """
         if not items.get("train") or not objectives:
@@ -307,6 +305,7 @@ class Optimizer:
                     trial.genome.id, sum(_calls(one) for one in trial.evaluations), len(proposal.items)
                 )
             self._evaluations += len(trial.evaluations)
+            self._ground.bar(trial)
             if proposal.purpose in ("validation", "test"):
                 self._check.count(trial)
             else:
@@ -410,7 +409,8 @@ class Optimizer:
 
     def _advance(self) -> None:
         """With everything committed: from search to validation to test to done."""
-        starts = [one for one in self._starts.values() if one.tally("train").items]
+        barred = self._ground.barred
+        starts = [one for id, one in self._starts.items() if id not in barred and one.tally("train").items]
         if self._phase == "search":
             self._strategy.finish()
             self._check.validate(self._population, starts)
