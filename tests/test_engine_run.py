@@ -139,6 +139,24 @@ def test_an_existing_folder_is_refused_and_a_finished_one_stays(tmp_path: Path) 
     assert again.run == first.run
 
 
+def test_an_interrupted_run_tells_what_its_rows_tell(tmp_path: Path) -> None:
+    """Also of trials that came back before those they wait for."""
+    model = {**settings()["models"]["fake"], "latency_s": 0.05, "sigma": 1.5, "time_scale": 1.0}
+    config = write_config(tmp_path, models={"fake": model}, engine={"runner": "local", "in_flight": 12})
+    build.run(build.plan(config), tmp_path / "run", interrupted=lambda: True)
+    run, rows = json.loads((tmp_path / "run" / "run.json").read_text()), table(tmp_path / "run")
+    assert run["status"] == "interrupted"
+    assert run["evaluations"] == int((rows.kind == "evaluation").sum())
+    for name, columns in {
+        "calls": ("calls", "judge_calls"),
+        "cached": ("cached_calls", "judge_cached"),
+        "usd": ("cost_usd", "judge_usd"),
+        "paid_usd": ("paid_usd", "judge_paid_usd"),
+    }.items():
+        assert run[name] == pytest.approx(sum(rows[column].sum() for column in columns)), name
+    assert run["calls"] > 0
+
+
 def _interrupted_run(folder: Path, run: Path, **budget: int) -> None:
     """A run that was interrupted in its search, its models taking the time they say."""
     models = {"fake": {**settings()["models"]["fake"], "latency_s": 0.1, "sigma": 0.1, "time_scale": 1.0}}

@@ -238,8 +238,12 @@ class Optimizer:
         return None if first is None else describe(first, self._named, self._seed, self._check.choice)
 
     def progress(self) -> dict[str, Any]:
-        """Where the run stands, as JSON values; counts what is committed."""
-        spent = self._ledger.spent
+        """Where the run stands, as JSON values.
+
+        What was spent is of every trial handed in, as it is of every row that is kept; all else of those committed.
+        """
+        waiting = self._arrived.values()
+        spent = sum((trial.total for trial in waiting), self._ledger.spent)
         members = sorted(self._population.front(), key=lambda one: one.careful[::-1], reverse=True)[:SHOWN]
         best = max((one.tally("train").value(QUALITY) for one in self._population.contenders()), default=-np.inf)
         return {
@@ -247,7 +251,7 @@ class Optimizer:
             "generation": self.generation,
             "asked": self._asked,
             "commits": self._committed,
-            "evaluations": self._evaluations,
+            "evaluations": self._evaluations + sum(len(trial.evaluations) for trial in waiting),
             "calls": spent.calls,
             "cached": spent.cached,
             "usd": spent.usd,
