@@ -42,6 +42,7 @@ from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
+from evocluster.store.place import is_uri
 from evocluster.store.sums import read_sealed
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits
@@ -209,9 +210,9 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     """The front of an earlier run, brought into this space."""
     if config.warm_start is None:
         return ()
-    earlier = Result(config.root / config.warm_start)
+    earlier = found(config.warm_start if is_uri(config.warm_start) else config.root / config.warm_start)
     if not earlier.members:
-        raise ConfigError(f"warm_start {str(config.warm_start)!r} has no front; name the folder of a finished run")
+        raise ConfigError(f"warm_start {config.warm_start!r} has no front; name the folder of a finished run")
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
@@ -468,18 +469,22 @@ def exported(
 
     `tests`: with what retrieval shows for the test examples. Raises: errors.ConfigError, errors.RunDamaged.
     """
-    result = Result(folder)
+    result = found(folder)
     member = chosen(result, genome, task)
-    found = plan(result.path / "config.yaml", allow_code=allow_code, stranger=True, calls=False)
-    facts = found.facts()
+    planned = plan(result.path / "config.yaml", allow_code=allow_code, stranger=True, calls=False)
+    facts = planned.facts()
     unchanged(result, facts)
-    models = {name: Portable(name, model) for name, model in found.config.resolved_models().items()}
-    of, wire = one_of(found.evaluator, task), partial(call, models)
+    models = {name: Portable(name, model) for name, model in planned.config.resolved_models().items()}
+    of, wire = one_of(planned.evaluator, task), partial(call, models)
     made = aside(lambda: asyncio.run(handed_over(of, Genome(genes=member["genes"]), wire, tests)))
     asked = (made["winner"] or {}).get("calls") or {}
     return {
         "format": "evocluster-export-1",
-        "run": {"name": found.config.name, "task": task, **{key: facts[key] for key in ("versions", "models", "data")}},
+        "run": {
+            "name": planned.config.name,
+            "task": task,
+            **{key: facts[key] for key in ("versions", "models", "data")},
+        },
         **member,
         **made,
         "endpoints": {name: models[name].endpoint for name in asked},

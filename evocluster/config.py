@@ -94,7 +94,7 @@ class Config(Part):
     start: tuple[FrozenMap, ...] = Field(min_length=1)
     """What runs today, as genes; left-out genes take the first value of the space."""
     warm_start: str | None = None
-    """Folder of an earlier run, whose front joins the first population."""
+    """Folder of an earlier run, or its s3://..., whose front joins the first population."""
     objectives: tuple[Objective, ...] = Field(default=FOUR, min_length=1)
     constraints: tuple[Constraint, ...] = ()
     """What a configuration has to keep: whoever keeps less of it is behind, whatever else it is worth."""
@@ -327,10 +327,13 @@ def dump(config: Config) -> str:
 
 
 def paths(config: Config) -> list[tuple[Keys, str]]:
-    """The settings of PATHS that are set, as texts."""
+    """The settings of PATHS that are set, as texts; what lies on object storage is none of them."""
     data = config.model_dump(mode="json")
     return [
-        (keys, holder[last]) for keys in PATHS for holder, last in holders(data, keys) if isinstance(holder[last], str)
+        (keys, holder[last])
+        for keys in PATHS
+        for holder, last in holders(data, keys)
+        if isinstance(holder[last], str) and "://" not in holder[last]
     ]
 
 
@@ -362,7 +365,7 @@ def _placed_by(config: Config, place: Callable[[Keys, str], str]) -> dict[str, A
     data = config.model_dump(mode="json")
     for keys in PATHS:
         for holder, last in holders(data, keys):
-            if isinstance(holder[last], str):
+            if isinstance(holder[last], str) and "://" not in holder[last]:
                 holder[last] = place(keys, holder[last])
     return data
 
@@ -389,7 +392,9 @@ def _absolute(data: Json, root: Path) -> None:
 
 
 def _placed(text: str, root: Path) -> str:
-    """A path, or the file of `file.py:name`, made absolute; `module:name` stays."""
+    """A path, or the file of `file.py:name`, made absolute; `module:name` and what lies on object storage stay."""
+    if "://" in text:
+        return text
     if not is_spec(text):
         return str((root / text).absolute())
     where, name = text.rsplit(":", 1)

@@ -23,9 +23,13 @@ from moto.server import ThreadedMotoServer
 from small import settings, small_config, write_config
 
 from evocluster import build
+from evocluster import config as configs
+from evocluster.address import found
 from evocluster.engine.runner import LocalRunner
 from evocluster.errors import ConfigError, RunDamaged, RunExists, RunHeld, StoreError
 from evocluster.records import Proposal
+from evocluster.report.entries import run_entry
+from evocluster.shipping import collect
 from evocluster.store.depot import Depot
 from evocluster.store.lease import Lease
 from evocluster.store.place import Bucket, below, shown
@@ -103,6 +107,35 @@ def test_a_run_finds_what_it_finds_in_a_folder_and_can_be_read_from_there(uri: s
     assert call("report", uri).code == call("watch", uri).code == 2
     for name in names:
         assert SECRET.encode() not in (Bucket(uri).read(name) or b"")
+
+
+def test_what_reads_a_run_reads_it_from_there(uri: str, tmp_path: Path) -> None:
+    settings = {"cache": {"enabled": False}, **FEW}
+    build.run(build.plan(small_config(tmp_path, **settings)), uri)
+    here = build.run(build.plan(small_config(tmp_path, **settings, seed=8)), tmp_path / "here")
+    told = json.loads(call("compare", uri, tmp_path / "here", "--json").out)
+    assert (told["a"]["folder"], told["b"]["folder"]) == (uri, str(here.path))
+    told = json.loads(call("compare", tmp_path / "here", uri, "--b", "start", "--json").out)
+    assert (told["a"]["folder"], told["b"]["folder"]) == (str(here.path), uri)
+    assert uri in call("compare", uri).out.replace("\n", "").replace(" ", "")
+    same = call("compare", uri, uri)
+    assert same.code == 2
+    assert "nothing to compare" in same.err
+    assert "/tmp" not in same.err, "of the copy nobody is told"
+    left = json.loads(call("export", uri, "--as", "json").out)
+    assert left["genome"] == (found(uri).recommended or {})["genome"]
+    tags = run_entry(found(uri)).tags
+    assert tags["evocluster.folder"] == uri
+    warm = build.plan(small_config(tmp_path, **settings, warm_start=uri))
+    assert {one.id for one in warm.warm} == {one["genome"] for one in found(uri).front["members"]}
+    assert configs.load(write_kept(tmp_path / "kept.yaml", warm)).warm_start == uri, "as it was written"
+    assert f"warm_start: {uri}" in collect(warm.config).text
+
+
+def write_kept(path: Path, plan: build.Plan) -> Path:
+    """The config of a run folder."""
+    path.write_text(configs.dump(plan.config))
+    return path
 
 
 def test_a_folder_of_runs_may_be_there(uri: str, tmp_path: Path) -> None:
