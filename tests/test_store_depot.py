@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,12 @@ from small import settings, small_config, write_config
 from evocluster import build
 from evocluster import config as configs
 from evocluster.address import found
+from evocluster.engine.engine import Engine, carry
+from evocluster.engine.folder import COLUMNS as TRIALS
 from evocluster.engine.runner import LocalRunner
+from evocluster.engine.shipped import Shipped
 from evocluster.errors import ConfigError, RunDamaged, RunExists, RunHeld, StoreError
-from evocluster.records import Proposal
+from evocluster.records import Proposal, Trial
 from evocluster.report.entries import run_entry
 from evocluster.shipping import collect
 from evocluster.store.depot import Depot
@@ -180,7 +184,6 @@ def test_a_killed_driver_is_resumed_elsewhere_and_nothing_acknowledged_is_paid_a
     until(lambda: len(commits(uri)) >= 6)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    from evocluster.engine.folder import COLUMNS as TRIALS
 
     Depot(uri).fetch(tmp_path / "left", TRIALS)
     kept = {row["proposal"] for chunk in scan(tmp_path / "left" / "trials") for row in chunk}
@@ -201,6 +204,81 @@ def test_a_killed_driver_is_resumed_elsewhere_and_nothing_acknowledged_is_paid_a
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path / "third"))
     assert resumed.front == build.run(build.plan(config), tmp_path / "whole").front
+
+
+def small_engine(uri: str, tmp_path: Path, watch: Callable[[Trial], None]) -> Engine:
+    plan = build.plan(small_config(tmp_path, cache={"enabled": False}, **FEW))
+    runner = LocalRunner([plan.worker()], None)
+    engine = build.engine(plan, uri, True, runner)
+    engine._watch = watch
+    return engine
+
+
+async def test_a_put_holds_nobody_up_and_nothing_counts_before_it(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every put waits for the event loop to go round; what comes back meanwhile shares the next."""
+    put, append, turned, ended = Bucket.put, Shipped.append_many, threading.Event(), threading.Event()
+    kept: list[list[int]] = []
+    told: list[int] = []
+
+    def patient(place: Bucket, name: str, content: bytes) -> None:
+        if name.startswith("segments/"):
+            turned.clear()
+            assert turned.wait(20), "the event loop waits for the put"
+        put(place, name, content)
+
+    def append_many(folder: Shipped, trials: Sequence[Trial]) -> None:
+        append(folder, trials)
+        kept.append([trial.proposal.number for trial in trials])
+
+    def watch(trial: Trial) -> None:
+        assert trial.proposal.number in [number for step in kept for number in step], "told before it was put"
+        told.append(trial.proposal.number)
+
+    async def turn() -> None:
+        while not ended.is_set():
+            await asyncio.sleep(0.02)
+            turned.set()
+
+    monkeypatch.setattr(Bucket, "put", patient)
+    monkeypatch.setattr(Shipped, "append_many", append_many)
+    turning = asyncio.ensure_future(turn())
+    try:
+        assert await carry(small_engine(uri, tmp_path, watch)) == "finished"
+    finally:
+        ended.set()
+        await turning
+    assert told == [number for step in kept for number in step]
+    assert max(map(len, kept)) > 1
+    assert found(uri).front == build.run(build.plan(small_config(tmp_path, **FEW)), tmp_path / "here").front
+
+
+async def test_a_run_called_off_in_a_put_keeps_what_was_put_and_goes_on(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, under_way, go_on = Bucket.put, threading.Event(), threading.Event()
+
+    def slowly(place: Bucket, name: str, content: bytes) -> None:
+        if name.startswith("segments/") and name.count("-000003-"):
+            under_way.set()
+            go_on.wait(20)
+        put(place, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", slowly)
+        running = asyncio.ensure_future(carry(small_engine(uri, tmp_path, lambda trial: None)))
+        await asyncio.to_thread(under_way.wait, 20)
+        running.cancel()
+        await asyncio.sleep(0.2)
+        assert not running.done(), "the put is waited for"
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    Depot(uri).fetch(tmp_path / "left", TRIALS)
+    assert json.loads((tmp_path / "left" / "run.json").read_text())["status"] == "failed"
+    assert build.resume(uri).status == "finished"
+    assert found(uri).front == build.run(build.plan(small_config(tmp_path, **FEW)), tmp_path / "here").front
 
 
 def test_a_second_driver_leaves_with_exit_code_9(uri: str, tmp_path: Path) -> None:
