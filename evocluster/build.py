@@ -42,6 +42,7 @@ from evocluster.search.demos import Demos
 from evocluster.search.optimizer import Optimizer
 from evocluster.search.portfolio import portfolio
 from evocluster.search.space import Space
+from evocluster.store.place import is_uri
 from evocluster.store.sums import read_sealed
 from evocluster.tasks.code import extend_path
 from evocluster.tasks.dataset import Splits, load_splits
@@ -119,6 +120,7 @@ class Plan:
             warm=self.warm,
             tasks=partial(Tasks.among, task_of=task_of, how=config.across) if config.tasks else None,
             constraints=config.constraints,
+            twice=max(model.hedge for model in self.stack.models.values()),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -208,9 +210,9 @@ def _warm(config: Config, space: Space) -> tuple[Genome, ...]:
     """The front of an earlier run, brought into this space."""
     if config.warm_start is None:
         return ()
-    earlier = Result(config.root / config.warm_start)
+    earlier = found(config.warm_start if is_uri(config.warm_start) else config.root / config.warm_start)
     if not earlier.members:
-        raise ConfigError(f"warm_start {str(config.warm_start)!r} has no front; name the folder of a finished run")
+        raise ConfigError(f"warm_start {config.warm_start!r} has no front; name the folder of a finished run")
     return tuple(space.fix(member["genes"]) for member in earlier.members)
 
 
@@ -281,8 +283,9 @@ def resume(
 ) -> Result:
     """Go on with a run folder; a finished one is returned as it is.
 
-    `sets` may raise the budget while the search is not over, which is kept in the folder, and say where this
-    sitting runs (`config.CHANGEABLE`). `files`: where the package of a submitted run is unpacked now.
+    `sets` may raise the budget while the search is not over, and change how hard models are pushed, both of which are
+    kept in the folder, and say where this sitting runs (`config.CHANGEABLE`, `PACING`). `files`: where the package of
+    a submitted run is unpacked now.
     Raises: errors.RunDamaged; errors.ConfigError; whatever ends the run.
     """
     where = placed(path)
@@ -312,21 +315,25 @@ def _at_its_prices(plan: Plan, path: Path) -> Plan:
 
 
 def _change(where: Path | str, old: Config, config: Config) -> None:
-    """Take a raised budget into a run. Raises: errors.ConfigError for what would make it another run."""
+    """Take a raised budget and other limits of models into a run.
+
+    Raises: errors.ConfigError for what would make it another run.
+    """
     budget = configs.raised(old, config)
-    if not budget:
+    if not budget and old.models == config.models:
         return
     folder = open_folder(where)
     path = folder.path
     try:
         run = folder.read("run.json") if (path / "run.json").exists() else {}
         over = "its search is over" if folder.checked or run.get("stops") else ""
-        if over or run.get("exploring") is False:
+        if budget and (over or run.get("exploring") is False):
             raise ConfigError(
                 f"{folder.address!r}: {over or 'half of its budget ended exploring'}, so {budget[0]!r} can no longer "
                 "be raised; resume without it, or start a new run with `warm_start:`"
             )
-        folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget})))
+        if run.get("status") != "finished":
+            folder.reconfigure(configs.dump(old.model_copy(update={"budget": config.budget, "models": config.models})))
     finally:
         folder.close()
 
@@ -462,18 +469,22 @@ def exported(
 
     `tests`: with what retrieval shows for the test examples. Raises: errors.ConfigError, errors.RunDamaged.
     """
-    result = Result(folder)
+    result = found(folder)
     member = chosen(result, genome, task)
-    found = plan(result.path / "config.yaml", allow_code=allow_code, stranger=True, calls=False)
-    facts = found.facts()
+    planned = plan(result.path / "config.yaml", allow_code=allow_code, stranger=True, calls=False)
+    facts = planned.facts()
     unchanged(result, facts)
-    models = {name: Portable(name, model) for name, model in found.config.resolved_models().items()}
-    of, wire = one_of(found.evaluator, task), partial(call, models)
+    models = {name: Portable(name, model) for name, model in planned.config.resolved_models().items()}
+    of, wire = one_of(planned.evaluator, task), partial(call, models)
     made = aside(lambda: asyncio.run(handed_over(of, Genome(genes=member["genes"]), wire, tests)))
     asked = (made["winner"] or {}).get("calls") or {}
     return {
         "format": "evocluster-export-1",
-        "run": {"name": found.config.name, "task": task, **{key: facts[key] for key in ("versions", "models", "data")}},
+        "run": {
+            "name": planned.config.name,
+            "task": task,
+            **{key: facts[key] for key in ("versions", "models", "data")},
+        },
         **member,
         **made,
         "endpoints": {name: models[name].endpoint for name in asked},

@@ -94,7 +94,7 @@ class Config(Part):
     start: tuple[FrozenMap, ...] = Field(min_length=1)
     """What runs today, as genes; left-out genes take the first value of the space."""
     warm_start: str | None = None
-    """Folder of an earlier run, whose front joins the first population."""
+    """Folder of an earlier run, or its s3://..., whose front joins the first population."""
     objectives: tuple[Objective, ...] = Field(default=FOUR, min_length=1)
     constraints: tuple[Constraint, ...] = ()
     """What a configuration has to keep: whoever keeps less of it is behind, whatever else it is worth."""
@@ -327,10 +327,13 @@ def dump(config: Config) -> str:
 
 
 def paths(config: Config) -> list[tuple[Keys, str]]:
-    """The settings of PATHS that are set, as texts."""
+    """The settings of PATHS that are set, as texts; what lies on object storage is none of them."""
     data = config.model_dump(mode="json")
     return [
-        (keys, holder[last]) for keys in PATHS for holder, last in holders(data, keys) if isinstance(holder[last], str)
+        (keys, holder[last])
+        for keys in PATHS
+        for holder, last in holders(data, keys)
+        if isinstance(holder[last], str) and "://" not in holder[last]
     ]
 
 
@@ -362,7 +365,7 @@ def _placed_by(config: Config, place: Callable[[Keys, str], str]) -> dict[str, A
     data = config.model_dump(mode="json")
     for keys in PATHS:
         for holder, last in holders(data, keys):
-            if isinstance(holder[last], str):
+            if isinstance(holder[last], str) and "://" not in holder[last]:
                 holder[last] = place(keys, holder[last])
     return data
 
@@ -389,7 +392,9 @@ def _absolute(data: Json, root: Path) -> None:
 
 
 def _placed(text: str, root: Path) -> str:
-    """A path, or the file of `file.py:name`, made absolute; `module:name` stays."""
+    """A path, or the file of `file.py:name`, made absolute; `module:name` and what lies on object storage stay."""
+    if "://" in text:
+        return text
     if not is_spec(text):
         return str((root / text).absolute())
     where, name = text.rsplit(":", 1)
@@ -397,7 +402,17 @@ def _placed(text: str, root: Path) -> str:
 
 
 CHANGEABLE = ("budget.", "engine.runner", "engine.workers", "engine.address", "cache.")
-"""What a resumed run may change: nothing that would change what has been decided."""
+PACING = (
+    "max_concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "adaptive",
+    "timeout_s",
+    "retries",
+    "retry_share",
+    "patience_s",
+)
+"""What a resumed run may change, PACING of each model: nothing that would change what has been decided."""
 
 
 def raised(old: Config, new: Config) -> list[str]:
@@ -405,10 +420,11 @@ def raised(old: Config, new: Config) -> list[str]:
     before, after = (_flat(one.model_dump(mode="json")) for one in (old, new))
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     for name in changed:
-        if not name.startswith(CHANGEABLE):
+        if not name.startswith(CHANGEABLE) and not _paces(name, new):
             raise ConfigError(
                 f"--set {name}={after.get(name)!r}: resume can change only {', '.join(CHANGEABLE)}; "
-                "for anything else start a new run (`warm_start:` begins it with this one's front)"
+                f"of each model {', '.join(PACING)}; for anything else start a new run "
+                "(`warm_start:` begins it with this one's front)"
             )
     budget = [name for name in changed if name.startswith("budget.")]
     for name in budget:
@@ -416,6 +432,10 @@ def raised(old: Config, new: Config) -> list[str]:
         if not (isinstance(was, int | float) and (now is None or now > was)):
             raise ConfigError(f"--set {name}={now!r}: a resumed run's budget can only be raised; it was {was!r}")
     return budget
+
+
+def _paces(name: str, config: Config) -> bool:
+    return name in {f"models.{model}.{setting}" for model in config.models for setting in PACING}
 
 
 def _flat(data: Any, name: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -204,6 +205,9 @@ class Proposal(Record):
     purpose: Literal["seed", "search", "extend", "validation", "test"] = "search"
 
 
+_QUARANTINED = re.compile(r"^worker: genome ([0-9a-f]{16}) is quarantined: ")
+
+
 class Trial(Record):
     """A proposal carried out. `error` tells why no genome could be made; single failures are in the evaluations."""
 
@@ -222,6 +226,12 @@ class Trial(Record):
         """Its evaluations as plain dicts: written and read in half the time."""
         told = {name: getattr(self, name) for name in Trial.model_fields if name != "evaluations"}
         return _trial, (tuple(map(_bare, self.evaluations)), told)
+
+    @property
+    def quarantined(self) -> str | None:
+        """The id of the genome that is carried out no more because it ends the processes that do, if that is why."""
+        found = _QUARANTINED.match(self.error or "")
+        return found[1] if found else None
 
     @property
     def total(self) -> Usage:

@@ -14,16 +14,16 @@ import json
 import secrets
 import shlex
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from evocluster import __version__, build, shipping
 from evocluster import config as configs
 from evocluster.cluster.follow import Followed
-from evocluster.cluster.jobs import PACKAGE_BYTES, Job, Jobs
+from evocluster.cluster.jobs import PACKAGE_BYTES, Job, Jobs, exposed, token
 from evocluster.config import SHIPPED
 from evocluster.errors import JobError, RunDamaged, RunExists
 from evocluster.report.found import Found
@@ -40,6 +40,7 @@ MOST_BYTES = PACKAGE_BYTES
 """Of a package, compressed."""
 IN_MEMORY = 64 * 2**20
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,28 @@ class Request:
     """The run folder there; None: RUNS/NAME, or where it was when it is gone on with."""
     resume: bool = False
     sets: tuple[str, ...] = ()
-    """With `resume`: what this sitting changes, see config.CHANGEABLE."""
+    """With `resume`: what this sitting changes, see config.CHANGEABLE and PACING."""
     stop_s: int = STOP_S
+
+
+async def served(address: str, work: Callable[[Jobs], Awaitable[T]], warn: Say) -> T:
+    """Some work with the job server at this address; `warn` is told where what goes there can be read on its way.
+
+    Raises: errors.JobError; what the work raises.
+    """
+    if warning := exposed(address):
+        warn(warning)
+    async with Jobs(address, token()) as jobs:
+        return await work(jobs)
+
+
+async def followed(jobs: Jobs, id: str, take: Say, warn: Say) -> Job:
+    """A job at its end, every line of its log taken before. Raises: errors.JobError."""
+    log = Followed(jobs, id, warn)
+    async for line in log.lines():
+        take(line)
+    assert log.job is not None
+    return log.job
 
 
 def prepare(config: str | Path, sets: Sequence[str] = (), *, allow_code: bool = False) -> Shipment:

@@ -96,6 +96,8 @@ class Scribe:
 
         return llm
 
+    aside = 0
+
     def resize(self, slots: int) -> None:
         """It answers at once."""
 

@@ -24,6 +24,7 @@ class Hands:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
+        self.aside = 0
         self.sizes: list[int] = []
         self.begun: list[int] = []
         self.ends: dict[int, asyncio.Event] = {}
@@ -104,6 +105,30 @@ async def test_it_begins_what_fits_and_a_little_early_and_keeps_the_rest_at_hand
     hands.end(3)
     await asyncio.wait_for(working, 3)
     assert hands.closed
+
+
+async def test_what_waits_for_an_endpoint_takes_no_place_of_others_and_yet_there_is_an_end() -> None:
+    line, hands = Line(), Hands(16)
+    for number in range(100):
+        line.dispatch.submit(proposal(number))
+    working = begin(line, hands)
+    await settle()
+    assert len(hands.begun) == 18
+    hands.aside = 10
+    hands.end(0)
+    await settle()
+    assert len(hands.begun) == 1 + 18 + 10
+    hands.aside = 1000
+    hands.end(1)
+    await settle()
+    assert len(hands.begun) == 2 + 18 + 16
+    hands.aside = 0
+    hands.end(*range(2, 20))
+    await settle()
+    assert len(hands.begun) == 20 + 18, "let in again, they have their places as before"
+    line.dispatch.close()
+    hands.end(20)
+    await asyncio.wait_for(working, 3)
 
 
 async def test_results_that_come_together_travel_together_with_the_question_for_work() -> None:

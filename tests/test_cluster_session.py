@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from evocluster.cluster.session import warn_of_open_token
@@ -52,6 +57,42 @@ def test_ray_may_have_been_imported_before(tmp_path: Path) -> None:
         timeout=240,
     )
     assert (done.returncode, done.stdout.split()) == (0, ["7", "7"]), done.stderr
+
+
+RUN = """
+import sys
+from evocluster import build
+build.run(build.plan("configs/scripted.yaml", ["engine.runner=ray", "budget.generations=1"]), sys.argv[1])
+"""
+
+
+def listening(process: psutil.Process) -> Iterator[tuple[str, str]]:
+    """(address, process) of what a process and its children listen on, as /proc/net/tcp and tcp6 have it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for socket in one.net_connections("inet"):
+                    if socket.status == psutil.CONN_LISTEN:
+                        yield str(socket.laddr.ip), " ".join(one.cmdline())[:60]
+
+
+@pytest.mark.slow
+def test_nothing_of_a_local_run_listens_on_a_network(tmp_path: Path) -> None:
+    """Driver, GCS, raylet, agents, monitor, workers: whoever is on the same network finds no door."""
+    seen: set[tuple[str, str]] = set()
+    child = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "run")], cwd=Path(__file__).parents[1])
+    try:
+        watched = psutil.Process(child.pid)
+        deadline = time.monotonic() + 240
+        while child.poll() is None and time.monotonic() < deadline:
+            seen.update(listening(watched))
+            time.sleep(0.1)
+    finally:
+        child.kill()
+    assert child.wait() == 0
+    assert len({who for _, who in seen}) >= 5, f"driver, GCS, raylet, agent, workers: {seen}"
+    open_ = {(ip, who) for ip, who in seen if not ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback}
+    assert not open_
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, True), (0o600, False), (0o400, False)])

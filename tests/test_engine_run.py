@@ -19,10 +19,12 @@ from servers import FaultServer, Mode
 from small import LABELS, edited, settings, small_config, write_config
 
 from evocluster import build
+from evocluster import config as configs
 from evocluster.engine.engine import carry
 from evocluster.engine.folder import Folder
 from evocluster.engine.runner import LocalRunner, Runner
 from evocluster.errors import ConfigError, EvoclusterError, ModelError, RunDamaged, RunExists, RunHeld, StoreError
+from evocluster.llm.limits import Paced
 from evocluster.records import Proposal, Trial
 from evocluster.store.table import scan
 
@@ -117,6 +119,17 @@ def test_a_second_run_from_the_cache_pays_nothing_and_finds_the_same(tmp_path: P
     assert first.front == second.front
 
 
+def test_a_budget_in_dollars_keeps_back_what_second_requests_may_cost(tmp_path: Path) -> None:
+    spent = {}
+    for hedge in (0.0, 0.2):
+        models = {"fake": {**settings()["models"]["fake"], "hedge": hedge}}
+        config = write_config(tmp_path / f"{hedge}", budget={"usd": 0.02}, models=models, cache={"path": None})
+        run = build.run(build.plan(config), tmp_path / f"run{hedge}").run
+        assert run["stop_reason"] == "usd"
+        spent[hedge] = run["usd"]
+    assert 0.02 * 0.6 < spent[0.2] <= 0.02 / 1.2 < spent[0.0] <= 0.02
+
+
 def test_an_existing_folder_is_refused_and_a_finished_one_stays(tmp_path: Path) -> None:
     plan = build.plan(small_config(tmp_path))
     first = build.run(plan, tmp_path / "run")
@@ -124,6 +137,24 @@ def test_an_existing_folder_is_refused_and_a_finished_one_stays(tmp_path: Path) 
         build.run(plan, tmp_path / "run")
     again = build.resume(tmp_path / "run")
     assert again.run == first.run
+
+
+def test_an_interrupted_run_tells_what_its_rows_tell(tmp_path: Path) -> None:
+    """Also of trials that came back before those they wait for."""
+    model = {**settings()["models"]["fake"], "latency_s": 0.05, "sigma": 1.5, "time_scale": 1.0}
+    config = write_config(tmp_path, models={"fake": model}, engine={"runner": "local", "in_flight": 12})
+    build.run(build.plan(config), tmp_path / "run", interrupted=lambda: True)
+    run, rows = json.loads((tmp_path / "run" / "run.json").read_text()), table(tmp_path / "run")
+    assert run["status"] == "interrupted"
+    assert run["evaluations"] == int((rows.kind == "evaluation").sum())
+    for name, columns in {
+        "calls": ("calls", "judge_calls"),
+        "cached": ("cached_calls", "judge_cached"),
+        "usd": ("cost_usd", "judge_usd"),
+        "paid_usd": ("paid_usd", "judge_paid_usd"),
+    }.items():
+        assert run[name] == pytest.approx(sum(rows[column].sum() for column in columns)), name
+    assert run["calls"] > 0
 
 
 def _interrupted_run(folder: Path, run: Path, **budget: int) -> None:
@@ -147,8 +178,32 @@ def test_a_budget_raised_on_resume_is_as_if_it_had_been_so_from_the_start(tmp_pa
         build.resume(run, sets=["budget.generations=5"])
 
 
+def test_the_limits_of_a_model_may_change_on_resume_and_change_nothing_that_is_found(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _interrupted_run(tmp_path / "a", run, generations=2)
+    limits = {"requests_per_minute": 90_000, "max_concurrency": 3, "timeout_s": 7.0, "retries": 1, "adaptive": False}
+    models = {"fake": {**settings()["models"]["fake"], "latency_s": 0.1, "sigma": 0.1}}
+    whole = build.run(
+        build.plan(write_config(tmp_path / "b", budget={"generations": 2}, models=models)), tmp_path / "w"
+    )
+    sets = [f"models.fake.{name}={str(value).lower()}" for name, value in limits.items()]
+    assert build.resume(run, sets=sets).run["status"] == "finished"
+    assert front(run) == whole.front
+    kept = configs.load(run / "config.yaml").models["fake"]
+    assert kept.model_dump(include=set(limits)) == limits, "the next sitting keeps to them"
+    build.resume(run, sets=["models.fake.max_concurrency=5"])
+    assert configs.load(run / "config.yaml").models["fake"] == kept, "what is finished stays as it is"
+
+
+def test_every_setting_of_pace_may_change_on_resume_except_who_answers_and_what_it_costs() -> None:
+    assert set(configs.PACING) == set(Paced.model_fields) - {"fallbacks", "hedge"}
+
+
 REFUSED = {
     "seed=9": r"--set seed=9: resume can change only budget\., .*warm_start",
+    "models.fake.default=blue": r"models.fake.default='blue': resume can change only .*of each model max",
+    "models.fake.price.prompt_usd_per_mtok=1": "resume can change only",
+    "models.fake.hedge=0.1": "resume can change only",
     "engine.in_flight=3": "engine.in_flight=3: resume can change only",
     "budget.generations=1": "budget.generations=1: .* only be raised; it was 2",
     "budget.calls=100": "budget.calls=100: .* only be raised; it was None",

@@ -70,7 +70,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "shipping",
         "submission",
         "cluster.jobs",
-        "cluster.follow",
     ),
     "__init__": (
         *("build", "config", "records", "llm.client"),

@@ -20,6 +20,7 @@ from evocluster.llm.client import Reply, Request, usage
 from evocluster.llm.hedge import KNOWN, Hedge
 from evocluster.llm.leases import RENEW_S, OwnKeeper
 from evocluster.llm.limits import BASE_S, CAP_S, Limited
+from evocluster.llm.prices import Price
 from evocluster.llm.quota import LEASE_S, Ask, Grant, Terms
 
 
@@ -447,6 +448,46 @@ def test_hedges_are_at_most_their_share_and_begin_once_the_latency_is_known() ->
 
     assert virtually(scenario(3, 0.2)) == 0
     assert 1 <= virtually(scenario(25, 0.01)) <= 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.01, 0.2), st.lists(st.integers(1, 64), min_size=1, max_size=8), st.integers(2, 12))
+def test_hedges_cost_no_more_than_their_share_of_what_the_answers_cost(
+    share: float, tokens: list[int], every: int
+) -> None:
+    price = Price(prompt_usd_per_mtok=1.0, completion_usd_per_mtok=4.0)
+
+    class Dear(Straggling):
+        async def __call__(self, request: Request) -> Reply:
+            said = await super().__call__(request)
+            used = tokens[int(request.messages[0].content) % len(tokens)]
+            return said.model_copy(update={"usd": price.cost(2, used)})
+
+    async def scenario() -> list[Reply]:
+        async with leased() as lease:
+            model = Limited(Hedge(Dear(every), lease, share, price), lease, 60, 4, np.random.default_rng(1))
+            return [await model(chat(str(n), max_tokens=64)) for n in range(400)]
+
+    answers_usd = extra_usd = 0.0
+    for one in virtually(scenario()):
+        answers_usd += one.usd
+        extra_usd += one.extra_usd
+        assert extra_usd <= share * answers_usd + 1e-12
+
+
+def test_a_second_request_is_sent_once_its_price_was_put_by() -> None:
+    async def scenario(price: Price) -> list[int]:
+        async with leased() as lease:
+            model = Limited(Hedge(Straggling(10), lease, 0.2, price), lease, 60, 4, np.random.default_rng(1))
+            said = [await model(chat(str(n), max_tokens=100)) for n in range(200)]
+        return [number for number, one in enumerate(said) if one.extra_usd]
+
+    # An answer costs 0.001, so 0.02 are put by after 100 of them.
+    free = virtually(scenario(Price(prompt_usd_per_mtok=0, completion_usd_per_mtok=0)))
+    dear = virtually(scenario(Price(prompt_usd_per_mtok=0, completion_usd_per_mtok=200)))
+    assert free[0] < 40
+    assert dear[0] >= 100
+    assert len(dear) >= 5
 
 
 def test_when_both_requests_fail_the_call_is_repeated_and_the_slot_is_free() -> None:

@@ -59,6 +59,20 @@ def test_dollars_are_reckoned_and_end_at_the_limit() -> None:
     assert ledger.lacks(1, 0.0) == "usd"
 
 
+@settings(max_examples=80, deadline=None)
+@given(asked, st.floats(0.01, 0.2))
+def test_with_all_second_requests_the_dollars_are_within_the_limit(
+    proposals: list[tuple[int, float, bool]], twice: float
+) -> None:
+    ledger = Ledger(Budget(usd=20.0), twice)
+    for number, (usd, share, _) in enumerate(proposals):
+        if ledger.lacks(0, float(usd)) is None:
+            ledger.reserve(number, 0, float(usd))
+            ledger.settle(number, Usage(usd=usd * share), 1)
+        assert ledger.spent.usd * (1 + twice) <= 20.0 + 1e-9
+    assert ledger.lacks(0, 20.0) == "usd", "not all of it is for the answers"
+
+
 def test_too_small_a_budget_is_refused_with_what_it_takes() -> None:
     with pytest.raises(ConfigError, match=r"calls=10 is too small: at least 50 .* 40 of"):
         Ledger(Budget(calls=10)).refuse_if_too_small(50, 40)

@@ -524,3 +524,22 @@ def test_operators_read_no_example_texts() -> None:
         assert isinstance(trial.genome, Genome) or trial.error
         if trial.genome is not None:
             assert not final & set(trial.genome["demos"])
+
+
+def test_what_was_spent_is_told_of_every_trial_handed_in() -> None:
+    """Also of those that came before others that the next question waits for."""
+    optimizer, world = search(Search(population=8, block=8, lookahead=6), Budget(calls=900))
+    told: list[Trial] = []
+    for _ in range(12):
+        flying = []
+        while (proposal := optimizer.ask()) is not None:
+            flying.append(proposal)
+        for one in [*flying[1:], flying[0]]:
+            trial = world.run(one)
+            optimizer.tell(trial)
+            told.append(trial)
+            progress = optimizer.progress()
+            assert progress["evaluations"] == sum(len(trial.evaluations) for trial in told)
+            for name in ("calls", "cached", "usd", "paid_usd"):
+                assert progress[name] == pytest.approx(sum(getattr(trial.total, name) for trial in told)), name
+    assert optimizer.progress()["commits"] < len(told)

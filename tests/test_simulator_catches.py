@@ -73,7 +73,7 @@ def test_a_dispatcher_that_counts_a_result_twice(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_engine_that_tells_before_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    def commit(self: Engine, trials: Sequence[Trial]) -> None:
+    async def commit(self: Engine, trials: Sequence[Trial]) -> None:
         for trial in trials:
             self._optimizer.tell(trial)
         self._folder.append_many(trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,16 @@ from moto.server import ThreadedMotoServer
 from small import settings, small_config, write_config
 
 from evocluster import build
+from evocluster import config as configs
+from evocluster.address import found
+from evocluster.engine.engine import Engine, carry
+from evocluster.engine.folder import COLUMNS as TRIALS
 from evocluster.engine.runner import LocalRunner
+from evocluster.engine.shipped import Shipped
 from evocluster.errors import ConfigError, RunDamaged, RunExists, RunHeld, StoreError
-from evocluster.records import Proposal
+from evocluster.records import Proposal, Trial
+from evocluster.report.entries import run_entry
+from evocluster.shipping import collect
 from evocluster.store.depot import Depot
 from evocluster.store.lease import Lease
 from evocluster.store.place import Bucket, below, shown
@@ -105,6 +113,35 @@ def test_a_run_finds_what_it_finds_in_a_folder_and_can_be_read_from_there(uri: s
         assert SECRET.encode() not in (Bucket(uri).read(name) or b"")
 
 
+def test_what_reads_a_run_reads_it_from_there(uri: str, tmp_path: Path) -> None:
+    settings = {"cache": {"enabled": False}, **FEW}
+    build.run(build.plan(small_config(tmp_path, **settings)), uri)
+    here = build.run(build.plan(small_config(tmp_path, **settings, seed=8)), tmp_path / "here")
+    told = json.loads(call("compare", uri, tmp_path / "here", "--json").out)
+    assert (told["a"]["folder"], told["b"]["folder"]) == (uri, str(here.path))
+    told = json.loads(call("compare", tmp_path / "here", uri, "--b", "start", "--json").out)
+    assert (told["a"]["folder"], told["b"]["folder"]) == (str(here.path), uri)
+    assert uri in call("compare", uri).out.replace("\n", "").replace(" ", "")
+    same = call("compare", uri, uri)
+    assert same.code == 2
+    assert "nothing to compare" in same.err
+    assert "/tmp" not in same.err, "of the copy nobody is told"
+    left = json.loads(call("export", uri, "--as", "json").out)
+    assert left["genome"] == (found(uri).recommended or {})["genome"]
+    tags = run_entry(found(uri)).tags
+    assert tags["evocluster.folder"] == uri
+    warm = build.plan(small_config(tmp_path, **settings, warm_start=uri))
+    assert {one.id for one in warm.warm} == {one["genome"] for one in found(uri).front["members"]}
+    assert configs.load(write_kept(tmp_path / "kept.yaml", warm)).warm_start == uri, "as it was written"
+    assert f"warm_start: {uri}" in collect(warm.config).text
+
+
+def write_kept(path: Path, plan: build.Plan) -> Path:
+    """The config of a run folder."""
+    path.write_text(configs.dump(plan.config))
+    return path
+
+
 def test_a_folder_of_runs_may_be_there(uri: str, tmp_path: Path) -> None:
     plan = build.plan(small_config(tmp_path, cache={"enabled": False}, runs=uri, **FEW))
     assert build.run(plan).address == below(uri, "small")
@@ -147,7 +184,6 @@ def test_a_killed_driver_is_resumed_elsewhere_and_nothing_acknowledged_is_paid_a
     until(lambda: len(commits(uri)) >= 6)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    from evocluster.engine.folder import COLUMNS as TRIALS
 
     Depot(uri).fetch(tmp_path / "left", TRIALS)
     kept = {row["proposal"] for chunk in scan(tmp_path / "left" / "trials") for row in chunk}
@@ -168,6 +204,81 @@ def test_a_killed_driver_is_resumed_elsewhere_and_nothing_acknowledged_is_paid_a
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path / "third"))
     assert resumed.front == build.run(build.plan(config), tmp_path / "whole").front
+
+
+def small_engine(uri: str, tmp_path: Path, watch: Callable[[Trial], None]) -> Engine:
+    plan = build.plan(small_config(tmp_path, cache={"enabled": False}, **FEW))
+    runner = LocalRunner([plan.worker()], None)
+    engine = build.engine(plan, uri, True, runner)
+    engine._watch = watch
+    return engine
+
+
+async def test_a_put_holds_nobody_up_and_nothing_counts_before_it(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every put waits for the event loop to go round; what comes back meanwhile shares the next."""
+    put, append, turned, ended = Bucket.put, Shipped.append_many, threading.Event(), threading.Event()
+    kept: list[list[int]] = []
+    told: list[int] = []
+
+    def patient(place: Bucket, name: str, content: bytes) -> None:
+        if name.startswith("segments/"):
+            turned.clear()
+            assert turned.wait(20), "the event loop waits for the put"
+        put(place, name, content)
+
+    def append_many(folder: Shipped, trials: Sequence[Trial]) -> None:
+        append(folder, trials)
+        kept.append([trial.proposal.number for trial in trials])
+
+    def watch(trial: Trial) -> None:
+        assert trial.proposal.number in [number for step in kept for number in step], "told before it was put"
+        told.append(trial.proposal.number)
+
+    async def turn() -> None:
+        while not ended.is_set():
+            await asyncio.sleep(0.02)
+            turned.set()
+
+    monkeypatch.setattr(Bucket, "put", patient)
+    monkeypatch.setattr(Shipped, "append_many", append_many)
+    turning = asyncio.ensure_future(turn())
+    try:
+        assert await carry(small_engine(uri, tmp_path, watch)) == "finished"
+    finally:
+        ended.set()
+        await turning
+    assert told == [number for step in kept for number in step]
+    assert max(map(len, kept)) > 1
+    assert found(uri).front == build.run(build.plan(small_config(tmp_path, **FEW)), tmp_path / "here").front
+
+
+async def test_a_run_called_off_in_a_put_keeps_what_was_put_and_goes_on(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, under_way, go_on = Bucket.put, threading.Event(), threading.Event()
+
+    def slowly(place: Bucket, name: str, content: bytes) -> None:
+        if name.startswith("segments/") and name.count("-000003-"):
+            under_way.set()
+            go_on.wait(20)
+        put(place, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", slowly)
+        running = asyncio.ensure_future(carry(small_engine(uri, tmp_path, lambda trial: None)))
+        await asyncio.to_thread(under_way.wait, 20)
+        running.cancel()
+        await asyncio.sleep(0.2)
+        assert not running.done(), "the put is waited for"
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    Depot(uri).fetch(tmp_path / "left", TRIALS)
+    assert json.loads((tmp_path / "left" / "run.json").read_text())["status"] == "failed"
+    assert build.resume(uri).status == "finished"
+    assert found(uri).front == build.run(build.plan(small_config(tmp_path, **FEW)), tmp_path / "here").front
 
 
 def test_a_second_driver_leaves_with_exit_code_9(uri: str, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from evocluster.cli import screen
+from evocluster.cli.reading import found
 from evocluster.cli.screen import inert, plain
 from evocluster.errors import ConfigError
 from evocluster.report.figures import heading
-from evocluster.report.found import Found
 
 if TYPE_CHECKING:
     from evocluster.config import Config
@@ -37,7 +37,7 @@ EXCERPT = 300
 
 
 def compare(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[str, typer.Argument(help="A run folder, or its s3://...")],
     second: Annotated[
         str | None, typer.Argument(metavar="RUN|GENOME", help="Another run folder, or a genome of the first run.")
     ] = None,
@@ -69,31 +69,33 @@ def compare(
       evocluster compare runs/first
 
       evocluster compare runs/first 3fa9 c01b --split validation --all
+
+      evocluster compare runs/first s3://bucket/runs/second
     """
     from evocluster.report import compare as reports
 
     side_a, side_b = _sides(run, second, third, (a, b))
     measures, notes = _measures(side_a, side_b)
-    found = reports.compare(side_a, side_b, split, measures, anyway)
-    found.notes.extend(notes)
+    told = reports.compare(side_a, side_b, split, measures, anyway)
+    told.notes.extend(notes)
     if as_json:
         # All ASCII, so that no text in it can reach a terminal or a narrow encoding as anything but JSON.
-        typer.echo(json.dumps(reports.as_json(found), allow_nan=False))
+        typer.echo(json.dumps(reports.as_json(told), allow_nan=False))
         return
-    print_comparison(screen.console(), found, None if every else examples)
+    print_comparison(screen.console(), told, None if every else examples)
 
 
-def _sides(run: Path, second: str | None, third: str | None, words: tuple[str | None, str | None]) -> tuple[Side, Side]:
+def _sides(run: str, second: str | None, third: str | None, words: tuple[str | None, str | None]) -> tuple[Side, Side]:
     """Who is A and who is B. Raises: ConfigError."""
     from evocluster.report.side import choose
 
-    result = Found(run)
-    if second is not None and (Path(second) / "run.json").exists():
+    result = found(run)
+    if second is not None and ("://" in second or (Path(second) / "run.json").exists()):
         if third is not None:
             raise ConfigError(
                 f"got {third!r} after two run folders; name the genomes of two runs with --a GENOME and --b GENOME"
             )
-        return choose(result, words[0] or "recommended"), choose(Found(second), words[1] or "recommended")
+        return choose(result, words[0] or "recommended"), choose(found(second), words[1] or "recommended")
     if second is not None and (Path(second).exists() or "/" in second):
         raise ConfigError(f"{second!r} is neither a run folder (no run.json in it) nor the id of a genome")
     if (third is not None and any(words)) or (second is not None and words[1] is not None):
@@ -116,7 +118,7 @@ def _measures(a: Side, b: Side) -> tuple[dict[str, Measure], list[str]]:
             reason = str(failure).splitlines()[0]
             return {}, [f"Objectives are taken by their names: {str(path)!r} cannot be read as a config ({reason})."]
     notes = []
-    if a.result.path != b.result.path and (other := _scored_otherwise(*loaded)):
+    if a.result.address != b.result.address and (other := _scored_otherwise(*loaded)):
         notes.append(f"The runs score differently (task: {', '.join(other)}), so their values are not of one scale.")
     config = loaded[1]
     found = {
@@ -163,7 +165,7 @@ def print_comparison(console: Console, found: Comparison, most: int | None) -> N
     """Print it for people; `most`: how many changed examples, None for all. Texts come out as plain text."""
     grid = Table.grid(padding=(0, 2))
     for name, side in (("A", found.a), ("B", found.b)):
-        grid.add_row(name, side.genome[:8], plain(side.role), plain(str(side.result.path)))
+        grid.add_row(name, side.genome[:8], plain(side.role), plain(side.result.address))
     grid.columns[3].overflow = "fold"
     console.print(grid)
     console.print()

@@ -27,7 +27,7 @@ WRITERS: Mapping[str, Callable[[Export], str]] = {
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[str, typer.Argument(help="A run folder, or its s3://...")],
     form: Annotated[
         Format,
         typer.Option(

@@ -42,16 +42,12 @@ class Away(Found):
 
 def served(address: str, work: Callable[[Jobs], Coroutine[Any, Any, T]]) -> T:
     """Some work with the job server at this address."""
-    from evocluster.cluster.jobs import Jobs, exposed, token
+    from evocluster import submission
 
-    if warning := exposed(address):
-        screen.console(stderr=True).print(screen.plain(f"warning: {warning}", "yellow"), soft_wrap=True)
+    def warn(text: str) -> None:
+        screen.console(stderr=True).print(screen.plain(f"warning: {text}", "yellow"), soft_wrap=True)
 
-    async def whole() -> T:
-        async with Jobs(address, token()) as jobs:
-            return await work(jobs)
-
-    return asyncio.run(whole())
+    return asyncio.run(submission.served(address, work, warn))
 
 
 def follow(name: str, id: str | None, address: str, as_json: bool) -> int:
@@ -88,13 +84,9 @@ class Watched:
 
     async def until_over(self, jobs: Jobs, id: str) -> Job:
         """Follow a job to its end."""
-        from evocluster.cluster.follow import Followed
+        from evocluster import submission
 
-        followed = Followed(jobs, id, self.display.warn)
-        async for line in followed.lines():
-            self.take(line)
-        assert followed.job is not None
-        return followed.job
+        return await submission.followed(jobs, id, self.take, self.display.warn)
 
     def take(self, line: str) -> None:
         """Show one line."""

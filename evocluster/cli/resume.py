@@ -15,7 +15,7 @@ def resume(
     folder: Annotated[str, typer.Argument(help="The run folder that `evocluster run` made, or its s3://...")],
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Raise a budget before the search is over: --set budget.usd=5."),
+        typer.Option("--set", metavar="A.B=C", help="Raise a budget, or change a model's limits: --set budget.usd=5."),
     ] = None,
     runner: Annotated[str | None, typer.Option("--runner", help="ray or local (default: as before).")] = None,
     allow_code: Annotated[
@@ -40,6 +40,8 @@ def resume(
       evocluster resume runs/quickstart
 
       evocluster resume runs/quickstart --set budget.minutes=10 --runner local
+
+      evocluster resume runs/quickstart --set models.NAME.requests_per_minute=60
     """
     from evocluster import build
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evocluster.cli import screen
+from evocluster.cli.reading import found
 from evocluster.cli.screen import plain
-from evocluster.report.found import Found
 
 
 def track(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[str, typer.Argument(help="A run folder, or its s3://...")],
     uri: Annotated[
         str | None,
         typer.Option(
@@ -42,7 +41,7 @@ def track(
     """
     from evocluster.report.tracking import to_mlflow
 
-    done = to_mlflow(Found(folder), uri, experiment, name, members, with_trials)
+    done = to_mlflow(found(folder), uri, experiment, name, members, with_trials)
     if as_json:
         typer.echo(json.dumps(done._asdict()))
         return

@@ -4,13 +4,14 @@ A Ray call costs 0.5 to 1.2 ms whatever it carries, the store 10 us a key; so ke
 coalesces them) and the actor is async, because `wait` may last as long as somebody's call.
 
 When its process dies Ray starts it again on the same node and asks it again whatever it had not answered: every
-method may be called twice. What was put is on disk; claims are gone with the process, and who waited claims anew. Only
-a cache in memory forgets what it was told.
+method may be called twice. What was put is on disk; claims are gone with the process, and who waited claims anew. A
+cache in memory forgets what it was told; who is no more it is told again (`Departed`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from evocluster.cluster.nodes import placed
 from evocluster.cluster.session import unwrapped
 from evocluster.llm.cached import CLAIM_S, LocalCache
 from evocluster.llm.client import Cache, Claim
+from evocluster.telemetry import log
 
 LEASE_S = CLAIM_S
 """Seconds a claim is good for, should its owner vanish unseen; those of workers known as dead are given up at once."""
@@ -36,6 +38,7 @@ class CacheKeeper:
         self._owners: dict[str, tuple[str, int]] = {}
         self._gone: set[str] = set()
         self._opened: Cache | None = None
+        self._life = secrets.token_hex(8)
 
     @property
     def _cache(self) -> Cache:
@@ -50,6 +53,10 @@ class CacheKeeper:
     async def open(self) -> None:
         """Open the folder. Raises: errors.StoreError."""
         _ = self._cache
+
+    async def life(self) -> str:
+        """A name of this process: another one knows of no claims, and of nobody that is no more."""
+        return self._life
 
     async def get_many(self, keys: Sequence[str], owner: str = "", turn: int = 0) -> list[str | Claim]:
         """See llm.client.Cache. One `turn` of an owner asked again gets the same claims.
@@ -134,11 +141,48 @@ class RemoteCache:
         """Give up every claim of an owner that is no more."""
         await unwrapped(self._actor.forsake.remote(owner))
 
+    async def life(self) -> str:
+        """A name of the process that answers now."""
+        name: str = await unwrapped(self._actor.life.remote())
+        return name
+
     def stop(self) -> None:
         """End the actor; what it stored is on disk."""
         import ray
 
         ray.kill(self._actor)
+
+
+class Departed:
+    """The owners that are no more, as the cache knows them, also after its process was started again.
+
+    What a worker that is out of reach, and was given up, asks of the new process would be a claim for LEASE_S.
+    """
+
+    def __init__(self, cache: RemoteCache) -> None:
+        self._cache = cache
+        self._names: list[str] = []
+
+    async def tell(self, owner: str) -> None:
+        """This one is no more; see CacheKeeper.forsake. Raises: what Ray raises."""
+        self._names.append(owner)
+        await self._cache.forsake(owner)
+
+    async def remind(self, every_s: float) -> None:
+        """Does not return: tell every process of the cache of all of them."""
+        import ray
+
+        known = ""
+        while True:
+            try:
+                life = await self._cache.life()
+                if life != known:
+                    for owner in list(self._names):
+                        await self._cache.forsake(owner)
+                known = life
+            except ray.exceptions.RayError as failure:  # it may be on its way back
+                log.debug("the cache was not told who is no more: %s", failure)
+            await asyncio.sleep(every_s)
 
 
 def start(folder: Path | None, node: str, lease_s: float = LEASE_S) -> RemoteCache:

@@ -133,11 +133,20 @@ class Puller:
 
     @property
     def _room(self) -> int:
-        return max(0, self._slots - self._load - self._spare)
+        return max(0, self._slots - self._held - self._spare)
 
     @property
     def _ahead(self) -> int:
-        return min(self._slots, max(0, 2 * self._slots - self._load - self._spare))
+        return min(self._slots, max(0, 2 * self._slots - self._held - self._spare))
+
+    @property
+    def _held(self) -> int:
+        """Evaluations that have a slot or wait for one; of those that wait for an endpoint, what is above the slots.
+
+        An endpoint that lets nobody in takes no places of evaluations by other models, and yet there is an end to
+        what is begun.
+        """
+        return self._load - min(self._worker.aside, self._load, self._slots)
 
     def _said(self) -> Report:
         """What there is to say; it is said once."""
@@ -175,9 +184,9 @@ class Puller:
 
     def _begin(self) -> None:
         """Begin what is at hand, as far as there is room."""
-        while self._hand and not self._over and self._load < self._slots + self._slots // EARLY:
+        while self._hand and not self._over and self._held < self._slots + self._slots // EARLY:
             size = _size(self._hand[0])
-            if self._load >= self._slots and self._load + size > self._slots + self._slots // EARLY:
+            if self._held >= self._slots and self._held + size > self._slots + self._slots // EARLY:
                 return
             self._load += size
             self._spare -= size

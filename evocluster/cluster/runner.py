@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from evocluster.cluster import nodes
-from evocluster.cluster.cache import RemoteCache
+from evocluster.cluster.cache import Departed, RemoteCache
 from evocluster.cluster.demand import Demand, ask_ray, wanted
 from evocluster.cluster.dispatch import Dispatch, Orders, Report
 from evocluster.cluster.limits import RemoteKeeper
@@ -88,6 +88,7 @@ class RayRunner:
         self._worker = worker
         self._stack = stack.sharing(RemoteKeeper())
         self._cache = cache
+        self._departed = Departed(cache) if cache is not None else None
         self._layout = layout
         self._epoch = epoch
         self._nodes: dict[str, Node] = {}
@@ -106,10 +107,11 @@ class RayRunner:
 
     async def open(self) -> None:
         """Start hosts and workers on every node. Raises: what starting a model's servers raises."""
-        if self._cache is not None:
+        if self._departed is not None:
             # Of all: the one before may have died before it came to this.
             for earlier in range(1, self._epoch):
-                await self._cache.forsake(str(earlier))
+                await self._departed.tell(str(earlier))
+            self._later(self._departed.remind(LOOK_S))
         self._nodes = nodes.look()
         lasting = [name for name, node in self._nodes.items() if not node.draining]
         for node in lasting or self._nodes:
@@ -254,8 +256,8 @@ class RayRunner:
             self._unreachable.add(seat.node)
         preempted = preempted or seat.node in self._unreachable or self._nodes[seat.node].draining
         back = self.dispatch.lost(name, preempted)
-        if self._cache is not None:
-            self._later(self._forsake(self._cache, name))
+        if self._departed is not None:
+            self._later(self._forsake(self._departed, name))
         if not dismissed:
             log.warning("%s was lost (%s); %d proposal(s) go to other workers", name, why.splitlines()[0], back)
             if self._patience.died(self.dispatch.finished, len(self._seats) + 1, preempted):
@@ -266,11 +268,11 @@ class RayRunner:
         if not self._patience.pause_s:
             self._seat()
 
-    async def _forsake(self, cache: RemoteCache, name: str) -> None:
+    async def _forsake(self, departed: Departed, name: str) -> None:
         import ray
 
         try:
-            await cache.forsake(name)
+            await departed.tell(name)
         except ray.exceptions.RayError as failure:
             log.warning("claims of %s were not given up: %s", name, failure)
 

@@ -48,16 +48,17 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except ConnectionError as failure:
@@ -75,6 +76,23 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         ray.shutdown()
         for name in ours:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """While this lasts Ray takes the loopback address for this machine's own, as it does by itself on macOS.
+
+    Else it replaces 127.0.0.1 by an address that others can reach, and driver, workers, raylet, GCS, agents and the
+    metrics of the head's processes listen on all interfaces.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _local_token() -> list[str]:

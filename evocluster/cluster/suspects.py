@@ -10,7 +10,6 @@ deaths alone convict. Dask's allowed-failures is a plain count, which convicts i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,8 +28,6 @@ CERTAIN = 1e-6
 """It is quarantined when its deaths alone are less probable than this by chance."""
 CALM = 1 / 43_200
 """Deaths a second of one worker that are always reckoned with: one in twelve hours."""
-
-_QUARANTINED = re.compile(r"^worker: genome ([0-9a-f]{16}) is quarantined: ")
 
 
 def subject(proposal: Proposal) -> str:
@@ -107,9 +104,8 @@ class Suspects:
 
     def recall(self, trial: Trial) -> None:
         """A trial of an earlier sitting: a genome that was quarantined then stays so."""
-        found = _QUARANTINED.match(trial.error or "")
-        if found:
-            self._quarantined[found[1]] = str(trial.error)
+        if trial.quarantined:
+            self._quarantined[trial.quarantined] = str(trial.error)
 
 
 def _chance(seconds: list[float], rate: float) -> float:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from evocluster.engine.folder import Folder, Stored, recipe
@@ -199,17 +200,17 @@ class Engine:
     async def _loop(self) -> None:
         while self._flying or self._suspects:
             if not self._flying:
-                self._try_again()
+                await self._try_again()
             else:
                 trials = [await self._runner.next(), *self._runner.ready()]
                 for trial in trials:
                     self._flying.pop(trial.proposal.number, None)
-                self._keep(trials)
+                await self._keep(trials)
             if not self._interrupted:
                 for proposal in self._ask():
                     self._runner.submit(proposal)
             if self._clock() - self._written >= STATUS_EVERY_S:
-                self._write_status("running")
+                await self._folder.apart(partial(self._folder.write, "run.json", self._status("running")))
 
     def _ask(self) -> list[Proposal]:
         """Every proposal the optimizer has now."""
@@ -238,14 +239,14 @@ class Engine:
             self._write_status("running")
             self._optimizer.stop("minutes")
 
-    def _keep(self, trials: Sequence[Trial]) -> None:
+    async def _keep(self, trials: Sequence[Trial]) -> None:
         """Commit what came back together, in the order it came, up to a failure that ends the run."""
         counting: list[Trial] = []
         try:
             for trial in trials:
                 counting += self._counting(trial)
         finally:
-            self._commit(counting)
+            await self._commit(counting)
 
     def _counting(self, trial: Trial) -> list[Trial]:
         """What counts now that this trial is back. Raises: errors.ModelError when nothing but failures comes back."""
@@ -259,13 +260,13 @@ class Engine:
         self._healthy = True
         return [*self._settled_suspects(), trial]
 
-    def _try_again(self) -> None:
+    async def _try_again(self) -> None:
         """Nothing is left that could tell a broken endpoint from bad genomes: what failed wholly is asked once more."""
         again = all(trial.proposal.number in self._tried_again for trial in self._suspects)
         if not self._healthy or (again and len(self._suspects) >= SUSPECTS):
             self._raise_suspects()
         if again:
-            self._commit(self._settled_suspects())
+            await self._commit(self._settled_suspects())
             return
         suspects, self._suspects = self._suspects, []
         for trial in suspects:
@@ -289,11 +290,11 @@ class Engine:
             f"mend it, then `evocluster resume {self._folder.address}`"
         )
 
-    def _commit(self, trials: Sequence[Trial]) -> None:
-        """One durable step for all of them, then tell each in order."""
+    async def _commit(self, trials: Sequence[Trial]) -> None:
+        """One durable step for all of them, then tell each in order; what comes back meanwhile is the next step."""
         if not trials:
             return
-        self._folder.append_many(trials)
+        await self._folder.apart(partial(self._folder.append_many, trials))
         for trial in trials:
             self._optimizer.tell(trial)
             if self._watch is not None:
@@ -326,10 +327,11 @@ class Engine:
             "front.json", front_json(said.get("objectives", []), *found, constraints=said.get("constraints", []))
         )
 
-    def _write_status(self, status: str, failure: str | None = None) -> None:
+    def _status(self, status: str, failure: str | None = None) -> dict[str, Any]:
+        """What run.json says now."""
         self._written = self._clock()
         now = {key: value for key, value in self.progress().items() if key not in ("front", "handed_out")}
-        facts = {
+        return {
             **self._facts,
             "status": status,
             "error": failure,
@@ -337,8 +339,10 @@ class Engine:
             "stops": self._stops,
             "halfway": self._halfway,
         }
+
+    def _write_status(self, status: str, failure: str | None = None) -> None:
         try:
-            self._folder.write("run.json", facts)
+            self._folder.write("run.json", self._status(status, failure))
         except EvoclusterError as error:
             if status == "running":
                 raise

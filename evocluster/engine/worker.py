@@ -50,6 +50,11 @@ class Stack(Protocol):
 
     def resize(self, slots: int) -> None: ...
 
+    @property
+    def aside(self) -> int:
+        """Calls that wait for their endpoint without a slot that calls of others could use."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -133,6 +138,11 @@ class Worker:
     def slots(self) -> int:
         """Calls to models at once."""
         return self._slots
+
+    @property
+    def aside(self) -> int:
+        """Calls that wait for their endpoint and leave their slots to calls of other endpoints."""
+        return self._stack.aside
 
     @property
     def told(self) -> telemetry.Run:

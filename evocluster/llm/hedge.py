@@ -10,9 +10,11 @@ import asyncio
 from collections import deque
 
 from evocluster.errors import ModelError
+from evocluster.llm.charged import prompt_tokens
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.llm.leases import Lease
 from evocluster.llm.limits import reserved
+from evocluster.llm.prices import Price
 
 LATE = 0.95
 KNOWN, REMEMBERED = 20, 400
@@ -22,11 +24,15 @@ KNOWN, REMEMBERED = 20, 400
 class Hedge:
     """A model whose stragglers are asked for twice, at most a `share` of its calls and never before others that wait.
 
+    Second requests also cost at most that share of what the answers cost: the most that one can cost is set aside
+    before it is sent, and stays so where nobody says what it did cost. A run's budget keeps the share back.
+
     What the request called off may have cost is told in the reply's `extra_usd`: as much as the one that answered. Its
     `seconds` count from the first request, so hedging flatters no configuration.
     """
 
-    def __init__(self, llm: LLM, lease: Lease, share: float) -> None:
+    def __init__(self, llm: LLM, lease: Lease, share: float, price: Price | None = None) -> None:
+        """`price`: None: it costs nothing."""
         self._llm = llm
         self._lease = lease
         self._share = share
@@ -34,6 +40,10 @@ class Hedge:
         self._late_s = 0.0
         self._calls = 0
         self._hedges = 0
+        self._price = price or Price(prompt_usd_per_mtok=0, completion_usd_per_mtok=0)
+        self._answers_usd = 0.0
+        self._hedges_usd = 0.0
+        """Spent and set aside."""
         lease.hedging = True
 
     async def __call__(self, request: Request) -> Reply:
@@ -50,14 +60,18 @@ class Hedge:
             reply = await first
         finally:
             first.cancel()
-        self._learn(clock() - began)
+        self._learn(clock() - began, reply)
         return reply
 
     async def _second(self, request: Request, first: asyncio.Future[Reply], began: float) -> Reply:
+        most_usd = self._price.cost(prompt_tokens(request), request.max_tokens)
+        if most_usd and self._hedges_usd + most_usd > self._share * self._answers_usd:
+            return await first
         permit = self._lease.spare(reserved(request))
         if permit is None:
             return await first
         self._hedges += 1
+        self._hedges_usd += most_usd
         clock = asyncio.get_running_loop().time
         delay = clock() - began
         second = self._send(request)
@@ -68,7 +82,8 @@ class Hedge:
             second.cancel()
             # The caller reports how it ended, for both; the tokens reserved for this one count as spent.
             self._lease.give(permit, None)
-        self._learn(clock() - began)
+        self._learn(clock() - began, reply)
+        self._hedges_usd += reply.usd - most_usd
         seconds = reply.seconds + (delay if won is second else 0.0)
         return reply.model_copy(update={"seconds": seconds, "extra_usd": reply.extra_usd + reply.usd})
 
@@ -80,7 +95,8 @@ class Hedge:
         task.add_done_callback(_heard)
         return task
 
-    def _learn(self, took: float) -> None:
+    def _learn(self, took: float, reply: Reply) -> None:
+        self._answers_usd += reply.usd
         self._took.append(took)
         known = sorted(self._took)
         self._late_s = known[int(LATE * (len(known) - 1))]

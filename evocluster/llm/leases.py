@@ -179,6 +179,14 @@ class Lease:
         finally:
             self.counts.waited_s += _now() - wait.since
 
+    def at_once(self, tokens: int) -> Permit | None:
+        """Leave to send a request, where nobody has to wait for it."""
+        if self._fresh or self._again or self._broken is not None or not self._room(tokens):
+            return None
+        probe = self._purse.open
+        self._purse.probes -= probe
+        return self._spend(tokens, probe)
+
     def spare(self, tokens: int) -> Permit | None:
         """Leave for a second request, where there is room that nobody waits for; it counts as a retry."""
         purse = self._purse

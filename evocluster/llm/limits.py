@@ -20,6 +20,7 @@ from pydantic import Field
 from evocluster.errors import DeadlinePassed, ModelError, RateLimited
 from evocluster.llm.charged import charge, prompt_tokens
 from evocluster.llm.client import LLM, Reply, Request
+from evocluster.llm.gate import Slots
 from evocluster.llm.leases import Lease, Permit
 from evocluster.llm.prices import Price
 from evocluster.llm.quota import Terms
@@ -59,8 +60,9 @@ class Paced(Part):
     """Models asked in its place, in this order, when it answers nobody. For rewriting and reflecting only: an
     evaluation by another model would be another measurement."""
     hedge: Annotated[float, Field(ge=0, le=0.2)] = 0.0
-    """At most this share of the calls is sent a second time when the answer takes longer than 19 of 20 others did; the
-    first answer counts, both are paid. 0: never."""
+    """At most this share of the calls, and of what they cost, is spent on sending one a second time when its answer
+    takes longer than 19 of 20 others did; the first answer counts, both are paid. A budget in dollars keeps this share
+    back. 0: never."""
 
     @property
     def terms(self) -> Terms:
@@ -77,8 +79,8 @@ class Paced(Part):
 class Limited:
     """One model behind its limits.
 
-    A call waits for leave, then has `timeout_s` for all its attempts. It holds no slot while it pauses or waits. Make
-    it in the process, and in the event loop, that calls it.
+    A call waits for leave, then has `timeout_s` for all its attempts. It holds no slot while it pauses or waits for
+    its endpoint. Make it in the process, and in the event loop, that calls it.
     """
 
     def __init__(
@@ -92,9 +94,10 @@ class Limited:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         leave: Callable[[Request], bool] = lambda request: False,
         price: Price | None = None,
+        slots: Slots | None = None,
     ) -> None:
         """`leave`: whether a request will be served elsewhere while this endpoint answers nobody; `price`: what failed
-        attempts are reckoned at.
+        attempts are reckoned at; `slots`: shared with other models.
         """
         self._llm = llm
         self._lease = lease
@@ -105,6 +108,7 @@ class Limited:
         self._patience_s = patience_s
         self._sleep = sleep
         self._leave = leave
+        self._slots = slots or Slots()
         self.calls = 0
         """Requests taken on."""
         self.attempts = 0
@@ -120,7 +124,7 @@ class Limited:
         clock, tokens = asyncio.get_running_loop().time, reserved(request)
         while True:
             try:
-                permit = await self._lease.take(tokens, again, self._patience_s, lambda: self._leave(request))
+                permit = await self._admitted(request, tokens, again)
             except ModelError as error:
                 error.used = Usage(calls=int(again), paid_usd=lost_usd)
                 raise
@@ -169,6 +173,24 @@ class Limited:
             raise outcome from error
         finally:
             self._lease.give(permit, outcome)
+            self._slots.leave()
+
+    async def _admitted(self, request: Request, tokens: int, again: bool) -> Permit:
+        """Leave to send a request, and a slot for it. Raises: as Lease.take."""
+        if not again:
+            await self._slots.enter()
+            permit = self._lease.at_once(tokens)
+            if permit is not None:
+                return permit
+            self._slots.leave()
+        with self._slots.stepped_aside():
+            permit = await self._lease.take(tokens, again, self._patience_s, lambda: self._leave(request))
+        try:
+            await self._slots.enter(front=True)
+        except BaseException:
+            self._lease.give(permit, None)
+            raise
+        return permit
 
     async def _enough(self, failures: int) -> bool:
         """Whether a call has been repeated often enough; not when nobody is answered, and it only has to wait."""
@@ -185,7 +207,8 @@ class Limited:
     async def _rest(self, pause: float) -> None:
         self._lease.pausing(1)
         try:
-            await self._sleep(pause)
+            with self._slots.stepped_aside():
+                await self._sleep(pause)
         finally:
             self._lease.pausing(-1)
 

@@ -1,9 +1,9 @@
 """The configured models as one LLM: each with its own limits and retries, one cache before all of them.
 
-    Fallbacks( Cached( Gate( Router( name -> Limited( model ) ) ) ) )
+    Fallbacks( Cached( Router( name -> Gate( Limited( model ) ) ) ) )
 
-The gate stands behind the cache: a hit takes no slot, look-ups of a whole batch travel together before any slot is
-free, and a slot is free again the moment an answer has arrived.
+The gates and the slots stand behind the cache: a hit takes no slot, look-ups of a whole batch travel together before
+any slot is free, and a slot is free again the moment an answer has arrived.
 
 The limits of an endpoint are kept by one keeper for everybody (`sharing`), those of an embedded model, whose servers
 are this node's, by each process for its part.
@@ -14,7 +14,6 @@ the node and attached here by their addresses.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import itertools
 import os
@@ -27,9 +26,10 @@ import numpy as np
 
 from evocluster.llm import weights
 from evocluster.llm.cached import Cached
-from evocluster.llm.client import LLM, Abilities, Cache, Model, Reply, Request, Router
+from evocluster.llm.client import LLM, Abilities, Cache, Model, Router
 from evocluster.llm.direct import Direct
 from evocluster.llm.fallbacks import Fallbacks, Others
+from evocluster.llm.gate import Gate, Slots
 from evocluster.llm.hedge import Hedge
 from evocluster.llm.leases import Lease, Leases, OwnKeeper, Renewing
 from evocluster.llm.limits import Limited
@@ -85,38 +85,6 @@ class Bounded(Model, Protocol):
     def terms(self) -> Terms: ...
 
 
-class Gate:
-    """At most `slots` calls in flight, first come first served. Make it in the event loop that calls it."""
-
-    def __init__(self, llm: LLM, slots: int) -> None:
-        self._llm = llm
-        self._slots = slots
-        self._free = asyncio.Semaphore(slots)
-        self._owed = 0
-        """Slots that are taken away as soon as they are free."""
-
-    async def __call__(self, request: Request) -> Reply:
-        """Waits for a slot; then as the LLM behind."""
-        await self._free.acquire()
-        while self._owed:
-            self._owed -= 1
-            await self._free.acquire()
-        try:
-            return await self._llm(request)
-        finally:
-            if self._owed:
-                self._owed -= 1
-            else:
-                self._free.release()
-
-    def resize(self, slots: int) -> None:
-        """Other slots from now on; with fewer, what is in flight above them is waited for."""
-        more, self._slots = slots - self._slots - self._owed, slots
-        self._owed = max(0, -more)
-        for _ in range(more):
-            self._free.release()
-
-
 class Stack:
     """Call order: construct (picklable), `open`, calls through what it returned, `close`."""
 
@@ -133,11 +101,12 @@ class Stack:
         self._cached: Cached | None = None
         self._leases: list[Leases] = []
         self._of: dict[str, Lease] = {}
-        self._gate: Gate | None = None
+        self._gates: list[Gate] = []
+        self._slots = Slots()
 
     def __getstate__(self) -> dict[str, Any]:
         """What was open here stays here."""
-        return {**self.__dict__, "_cached": None, "_leases": [], "_of": {}, "_gate": None}
+        return {**self.__dict__, "_cached": None, "_leases": [], "_of": {}, "_gates": [], "_slots": Slots()}
 
     def check(self, here: bool = True) -> None:
         """What can be known to be missing before anything starts: keys, declared prices, embedded weights.
@@ -220,8 +189,10 @@ class Stack:
             raise
         chains = {name: model.fallbacks for name, model in self.models.items()}
         others = Others(chains, self.abilities(), lambda name: self._of[name].open)
-        self._gate = Gate(Router(self._limited(others)), slots)
-        llm: LLM = self._gate
+        self._slots = Slots(slots)
+        gates = {name: Gate(model, slots) for name, model in self._limited(others).items()}
+        self._gates = list(gates.values())
+        llm: LLM = Router(gates)
         if cache is not None:
             identity = {name: model.identity for name, model in self.models.items()}
             llm = self._cached = Cached(llm, cache, identity)
@@ -232,7 +203,7 @@ class Stack:
         rng = np.random.default_rng(self._seed)
         return {
             name: Limited(
-                _hedged(Observed(model, name), self._of[name], model.hedge),
+                _hedged(Observed(model, name), self._of[name], model.hedge, prices[name]),
                 self._of[name],
                 timeout_s=model.timeout_s,
                 retries=model.retries,
@@ -240,6 +211,7 @@ class Stack:
                 price=prices[name],
                 patience_s=model.patience_s,
                 leave=others.any,
+                slots=self._slots,
             )
             for name, model in self.models.items()
         }
@@ -261,8 +233,15 @@ class Stack:
 
     def resize(self, slots: int) -> None:
         """Another number of calls in flight from now on; nothing to do before `open`."""
-        if self._gate is not None:
-            self._gate.resize(slots)
+        if self._gates:
+            self._slots.resize(slots)
+        for gate in self._gates:
+            gate.resize(slots)
+
+    @property
+    def aside(self) -> int:
+        """Calls that wait for their endpoint without a slot, where calls of other endpoints could use it."""
+        return self._slots.aside if len(set(self._of.values())) > 1 else 0
 
     async def close(self) -> None:
         """Store what was answered last, then close every model."""
@@ -276,8 +255,8 @@ class Stack:
             await model.close()
 
 
-def _hedged(llm: LLM, lease: Lease, share: float) -> LLM:
-    return Hedge(llm, lease, share) if share else llm
+def _hedged(llm: LLM, lease: Lease, share: float, price: Price) -> LLM:
+    return Hedge(llm, lease, share, price) if share else llm
 
 
 _HOLDERS = itertools.count()

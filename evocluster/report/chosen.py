@@ -24,15 +24,15 @@ def chosen(result: Found, wanted: str, task: str | None = None) -> dict[str, Any
         member = result.recommended
         if member is None:
             raise ConfigError(
-                f"{str(result.path)!r} has no recommended configuration (status: {result.status}); finish it with "
-                f"evocluster resume {result.path}, or name one: --genome start, or an id of genomes.jsonl"
+                f"{result.address!r} has no recommended configuration (status: {result.status}); finish it with "
+                f"evocluster resume {result.address}, or name one: --genome start, or an id of genomes.jsonl"
             )
         return _told(result, member, task)
     if wanted == "start":
         if result.start is None:
             raise ConfigError(
-                f"{str(result.path)!r} has not measured its start yet (status: {result.status}); finish it with "
-                f"evocluster resume {result.path}, or name a configuration of genomes.jsonl by its id"
+                f"{result.address!r} has not measured its start yet (status: {result.status}); finish it with "
+                f"evocluster resume {result.address}, or name a configuration of genomes.jsonl by its id"
             )
         return _told(result, result.start, task)
     return _told(result, _by_id(result, wanted), task)
@@ -44,7 +44,7 @@ def unchanged(result: Found, facts: Mapping[str, Any]) -> None:
     for split in ("train", "test"):
         if split in was and was[split] != now[split]:
             raise RunDamaged(
-                f"{str(result.path)!r}: the {split} data changed since the run, so what it found would not leave as it "
+                f"{result.address!r}: the {split} data changed since the run, so what it found would not leave as it "
                 "was measured; put the files back that its config.yaml names"
             )
 
@@ -89,7 +89,7 @@ def _by_id(result: Found, wanted: str) -> Mapping[str, Any]:
         raise ConfigError(f"--genome {wanted!r} is the beginning of {len(found)} ids ({among}); write more of it")
     front = ", ".join(member["genome"][:SHORT] for member in result.members[:8])
     raise ConfigError(
-        f"--genome {wanted!r} is none of the {len(known)} configurations of {str(result.path)!r}; allowed: "
+        f"--genome {wanted!r} is none of the {len(known)} configurations of {result.address!r}; allowed: "
         f"recommended, start, or the beginning of an id" + (f"; on the front: {front}" if front else "")
     )
 

@@ -74,7 +74,7 @@ class Comparison(NamedTuple):
     def title(self) -> str:
         """Who A and B are."""
         a, b = (f"{side.role or 'genome'} {side.genome[:8]}" for side in (self.a, self.b))
-        first, second = (repr(str(side.result.path)) for side in (self.a, self.b))
+        first, second = (repr(side.result.address) for side in (self.a, self.b))
         return f"A = {a}, B = {b} of {first}" if first == second else f"A = {a} of {first}, B = {b} of {second}"
 
     def count(self, kind: str) -> int:
@@ -97,7 +97,7 @@ def compare(
 
     Raises: ConfigError when they cannot be compared; RunDamaged.
     """
-    if (a.genome, a.result.path) == (b.genome, b.result.path):
+    if (a.genome, a.result.address) == (b.genome, b.result.address):
         what = f"A and B are both {a}" + (f" ({a.role})" if a.role else "")
         raise ConfigError(f"{what}: there is nothing to compare; choose another with --a or --b")
     found = gather([a, b])
@@ -180,7 +180,7 @@ def _same_data(
 ) -> list[str]:
     """What to note of the data. Raises: ConfigError when equal ids may be other examples, unless `anyway`."""
     prints = [(side.result.run.get("data") or {}).get(split) for side in (a, b)]
-    if a.result.path == b.result.path or (prints[0] == prints[1] and prints[0] is not None):
+    if a.result.address == b.result.address or (prints[0] == prints[1] and prints[0] is not None):
         return []
     known = [id for id in ids if id in contents[0] and id in contents[1]]
     other = [id for id in known if contents[0][id] != contents[1][id]]
@@ -195,7 +195,7 @@ def _same_data(
         )
     if not anyway:
         raise ConfigError(
-            f"{str(a.result.path)!r} and {str(b.result.path)!r} ran on other {split} data: {why}; "
+            f"{a.result.address!r} and {b.result.address!r} ran on other {split} data: {why}; "
             "compare runs of the same data, or go on all the same with --anyway"
         )
     return [f"The runs' {split} data differ: {why}. Compared all the same, as asked."]
@@ -203,9 +203,9 @@ def _same_data(
 
 def _cautions(a: Side, b: Side, rows_a: Rows, rows_b: Rows, split: str) -> list[str]:
     notes = []
-    for result in {side.result.path: side.result for side in (a, b)}.values():
+    for result in {side.result.address: side.result for side in (a, b)}.values():
         if result.status != "finished":
-            notes.append(f"{str(result.path)!r} is not finished ({result.status}): compared is what is there.")
+            notes.append(f"{result.address!r} is not finished ({result.status}): compared is what is there.")
     for name, rows, others in (("A", rows_a, rows_b), ("B", rows_b, rows_a)):
         alone = {item[0] for item in rows} - {item[0] for item in others}
         if alone:
@@ -344,7 +344,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 def _side_json(side: Side) -> dict[str, Any]:
     return {
-        "folder": str(side.result.path),
+        "folder": side.result.address,
         "status": side.result.status,
         "genome": side.genome,
         "role": side.role,

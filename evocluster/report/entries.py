@@ -157,7 +157,7 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _tag_run(entry: Entry, result: Found) -> None:
     run, best, start = result.run, result.recommended, result.start
     entry.tag(RUN, identity(result))
-    entry.tag("evocluster.folder", str(result.path.absolute()))
+    entry.tag("evocluster.folder", result.place)
     for name in ("status", "stop_reason", "error", "budget", "versions"):
         entry.tag(f"evocluster.{name}", run.get(name))
     entry.tag("evocluster.start", start and start["genome"])
@@ -172,7 +172,7 @@ def identity(result: Found) -> str:
     """16 hex digits that name this run wherever its folder lies, resumed or not."""
     told = {name: result.run.get(name) for name in ("name", "seed", "started_at", "data", "models")}
     if told["started_at"] is None:
-        told["folder"] = str(result.path.absolute())
+        told["folder"] = result.place
     return digest(told)[:16]
 
 

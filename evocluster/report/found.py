@@ -19,7 +19,7 @@ class Found:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.address = str(path)
+        self.address = str(self.path)
         """Where the run is: `path`, or the object storage of which `path` is a copy."""
         if not (self.path / "run.json").exists():
             raise RunDamaged(
@@ -32,6 +32,11 @@ class Found:
             sums.check(front.name)
         self.front: dict[str, Any] = _mapping(front) if front.exists() else {}
         """front.json; empty before the search has a front."""
+
+    @property
+    def place(self) -> str:
+        """Where the run is, from wherever it is looked at."""
+        return self.address if self.address != str(self.path) else str(self.path.absolute())
 
     @property
     def status(self) -> str:

@@ -34,7 +34,7 @@ class Side(NamedTuple):
     """'start', 'recommended', 'on the front' or ''."""
 
     def __str__(self) -> str:
-        return f"genome {self.genome[:8]} of {str(self.result.path)!r}"
+        return f"genome {self.genome[:8]} of {self.result.address!r}"
 
 
 def choose(result: Found, word: str) -> Side:
@@ -45,7 +45,7 @@ def choose(result: Found, word: str) -> Side:
     if word == "recommended":
         if result.recommended is None:
             raise ConfigError(
-                f"{str(result.path)!r} ({result.status}) has no front yet, so nothing in it is 'recommended'; "
+                f"{result.address!r} ({result.status}) has no front yet, so nothing in it is 'recommended'; "
                 f"name a genome of it by the first digits of its id: {_some(list(genomes))}"
             )
         return _side(result, genomes, str(result.recommended["genome"]))
@@ -54,13 +54,12 @@ def choose(result: Found, word: str) -> Side:
         return _side(result, genomes, word if word in found else found[0])
     if found:
         raise ConfigError(
-            f"{word!r} is the beginning of {len(found)} genomes of {str(result.path)!r}: {_some(found)}; "
-            "give more digits"
+            f"{word!r} is the beginning of {len(found)} genomes of {result.address!r}: {_some(found)}; give more digits"
         )
     near = get_close_matches(word, [genome[: len(word)] for genome in genomes], n=1)
     meant = next((genome for genome in genomes if near and genome.startswith(near[0])), None)
     raise ConfigError(
-        f"{str(result.path)!r} has no genome {word!r}; allowed: start, recommended, or the first digits of an id, "
+        f"{result.address!r} has no genome {word!r}; allowed: start, recommended, or the first digits of an id, "
         f"e.g. of its front: {_some([str(member['genome']) for member in result.members]) or 'none yet'}"
         + (f"; did you mean {meant[: max(8, len(word))]!r}?" if meant else "")
     )
@@ -96,7 +95,7 @@ def _start(result: Found, genomes: Mapping[str, Any]) -> str:
         default=None,
     )
     if first is None:
-        raise ConfigError(f"{str(result.path)!r} ({result.status}) has evaluated nothing yet; wait for it")
+        raise ConfigError(f"{result.address!r} ({result.status}) has evaluated nothing yet; wait for it")
     return str(first["genome_id"])
 
 

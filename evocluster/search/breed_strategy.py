@@ -273,10 +273,22 @@ class Breed:
         return True
 
     def _give_back(self, proposal: Proposal) -> None:
-        """A block that came to nothing may be asked for again."""
+        """A block that came to nothing may be asked for again, unless the genome is barred: its place is free."""
         ground = self._ground
+        if ground.gone(proposal):
+            if (id := proposal.parents[0].id) in self._places:
+                self._vacate(self._places.index(id))
+            return
         if proposal.operator == EVALUATE and (one := ground.known(proposal.parents[0].id)) is not None:
             one.blocks.discard(ground.block_of(proposal))
+
+    def _vacate(self, place: int) -> None:
+        """Nobody holds this place any more; those after it move up, and the next child begins another turn."""
+        del self._places[place]
+        for number, aim in self._aims.items():
+            if aim.place is not None and aim.place >= place:
+                self._aims[number] = replace(aim, place=aim.place - 1 if aim.place > place else None)
+        self._turn = self._drafted = None
 
     def _unit(self, place: int) -> Individual:
         one = self._ground.population.get(self._places[place])

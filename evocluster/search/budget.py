@@ -48,12 +48,16 @@ class Budget(Part):
 class Ledger:
     """Calls and dollars: reserved when a proposal is handed out, settled when its trial is committed.
 
+    What second requests for late answers may cost is kept back as a share of everything, whether they are made or not,
+    so that a run ends at the same point however late its answers were.
     The sum of what was spent and what is reserved never passes a limit; so what is spent passes it only if a
     trial takes more than was reserved for it. Call order per number: reserve, settle.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, twice: float = 0.0) -> None:
+        """`twice`: second requests may cost this share of what the answers do."""
         self._budget = budget
+        self._limit_usd = None if budget.usd is None else budget.usd / (1.0 + twice)
         self._reserved: dict[int, tuple[int, float]] = {}
         self.spent = Usage()
         """All trials committed so far."""
@@ -90,7 +94,7 @@ class Ledger:
         """
         if self._budget.calls is not None and self.calls + calls > self._budget.calls:
             return "calls"
-        if self._budget.usd is not None and (self.usd + usd > self._budget.usd or self.usd >= self._budget.usd):
+        if self._limit_usd is not None and (self.usd + usd > self._limit_usd or self.usd >= self._limit_usd):
             return "usd"
         return None
 

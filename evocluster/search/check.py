@@ -173,8 +173,13 @@ class Check:
         self._queue.clear()
 
     def count(self, trial: Trial) -> None:
-        """Count a part's evaluations. A part that failed leaves its genome unchecked."""
+        """Count a part's evaluations. A part that failed leaves its genome unchecked; of a quarantined one no more is
+        asked.
+        """
         split, id = trial.proposal.purpose, trial.proposal.parents[0].id
+        if trial.quarantined:
+            self._running.pop(id, None)
+            self._queue = deque(part for part in self._queue if part[0].genome.id != id)
         if split in ("validation", "test") and trial.error is None:
             self._members[id].tally(split).add(trial.evaluations)
         if split == "validation" and id in self._running:

@@ -179,8 +179,8 @@ class Evolve:
                 # Near twins of what was rejected; should there be nothing else, the worker says so.
                 continue
             made.setdefault(child.id, child)
-        known = [id for id in made if id in ground.recent or id in self._racing or ground.known(id) is not None]
-        left = [child for id, child in made.items() if id not in known]
+        known = {*ground.recent, *self._racing, *ground.barred}
+        left = [child for id, child in made.items() if id not in known and ground.known(id) is None]
         by, hope = (self._believed.wanted if rng.random() < QUALITY else 1), HOPE * abs(float(rng.normal()))
         if not left:
             return None
@@ -240,7 +240,13 @@ class Evolve:
         ground = self._ground
         population, history = ground.population, ground.stopping.hypervolume
         stay = self._restart.keep(population)
-        known = {*ground.recent, *self._racing, *(one.genome.id for one in population.members), *ground.starts}
+        known = {
+            *ground.recent,
+            *self._racing,
+            *ground.barred,
+            *(one.genome.id for one in population.members),
+            *ground.starts,
+        }
         rng = np.random.default_rng([ground.seed, 2, len(history)])
         count = ground.settings.population - len(stay)
         near = [one.genome for one in population.members if one.genome.id in stay]
@@ -326,10 +332,13 @@ class Evolve:
         ground.memory.tell(runner.one, runner.parent, survived)
 
     def _give_back(self, proposal: Proposal) -> None:
-        """A block that came to nothing may be asked for again."""
+        """A block that came to nothing may be asked for again, unless the genome is barred: its race is over."""
         if proposal.operator != EVALUATE:
             return
         id = proposal.parents[0].id
+        if self._ground.gone(proposal):
+            self._racing.pop(id, None)
+            return
         runner = self._racing.get(id)
         one = runner.one if runner is not None else self._ground.known(id)
         if runner is not None:

@@ -106,6 +106,8 @@ class Ground:
     """What the rule asks for, where it is more than the best quality or composite."""
     believed: Believed | None = None
     """Set by a strategy whose members are worth what is believed of them."""
+    barred: dict[str, None] = field(default_factory=dict)
+    """Ids of genomes that nobody carries out any more, because they end the processes that do (see `bar`)."""
     tabu: Tabu = field(default_factory=Tabu)
     """What was rejected; `selection: steady` rejects nothing for good."""
 
@@ -126,6 +128,19 @@ class Ground:
     def block_of(self, proposal: Proposal) -> int:
         """Which block of train a proposal evaluates."""
         return self.blocks.index(proposal.items)
+
+    def bar(self, trial: Trial) -> None:
+        """Let the genome of a trial go for good, if that is quarantined."""
+        id = trial.quarantined
+        if id is None:
+            return
+        self.barred[id] = None
+        if self.population.get(id) is not None:
+            self.population.retain({one.genome.id for one in self.population.members} - {id})
+
+    def gone(self, proposal: Proposal) -> bool:
+        """Whether what it evaluates is barred."""
+        return proposal.operator == EVALUATE and proposal.parents[0].id in self.barred
 
     def born(self, proposal: Proposal, trial: Trial, genome: Genome) -> Individual:
         """The individual of a genome that a trial has made."""

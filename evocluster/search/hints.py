@@ -128,8 +128,8 @@ TOLD_AS: Mapping[str, str] = {"right": "cases"}
 def collect(
     ground: Ground, operator: Operator, parents: Sequence[Individual], rng: np.random.Generator
 ) -> dict[str, Json]:
-    """The hints of one proposal. `avoid`: ids of genomes made lately."""
-    told: dict[str, Json] = {"avoid": tuple(ground.recent)}
+    """The hints of one proposal. `avoid`: ids of genomes made lately, and of those barred."""
+    told: dict[str, Json] = {"avoid": (*ground.recent, *ground.barred)}
     for name in operator.needs:
         told[TOLD_AS.get(name, name)] = HINTS[name](ground, parents, rng)
     return told

@@ -83,10 +83,10 @@ class Optimizer:
         warm: Sequence[Genome] = (),
         tasks: Callable[[Iterable[str]], Tasks] | None = None,
         constraints: Sequence[Constraint | str | Mapping[str, Json]] = (),
+        twice: float = 0.0,
     ) -> None:
         """`calls_per_item`: the most LLM calls of one item; `tasks`: of example ids, where there are several tasks;
-        `constraints`: such as 'quality >= 0.8', which come before the objectives.
-
+        `constraints`: such as 'quality >= 0.8', which come before the objectives; `twice`: see Ledger.
         Raises: ConfigError.
         """
         if not items.get("train") or not objectives:
@@ -109,7 +109,7 @@ class Optimizer:
         whole = settings.strategy == "evolve" and settings.selection in ("generational", "random")
         train = blocks(items["train"], len(self._index["train"])) if whole else self._blocks["train"]
         self._stopping = Stopping(budget, target, settings.population, enough(train))
-        self._ledger = Ledger(budget)
+        self._ledger = Ledger(budget, twice)
         self._check = Check(self._blocks, self._objectives, self._named, rule, settings, seed)
         operators = portfolio(settings, space)
         self._population = Population(
@@ -238,8 +238,12 @@ class Optimizer:
         return None if first is None else describe(first, self._named, self._seed, self._check.choice)
 
     def progress(self) -> dict[str, Any]:
-        """Where the run stands, as JSON values; counts what is committed."""
-        spent = self._ledger.spent
+        """Where the run stands, as JSON values.
+
+        What was spent is of every trial handed in, as it is of every row that is kept; all else of those committed.
+        """
+        waiting = self._arrived.values()
+        spent = sum((trial.total for trial in waiting), self._ledger.spent)
         members = sorted(self._population.front(), key=lambda one: one.careful[::-1], reverse=True)[:SHOWN]
         best = max((one.tally("train").value(QUALITY) for one in self._population.contenders()), default=-np.inf)
         return {
@@ -247,7 +251,7 @@ class Optimizer:
             "generation": self.generation,
             "asked": self._asked,
             "commits": self._committed,
-            "evaluations": self._evaluations,
+            "evaluations": self._evaluations + sum(len(trial.evaluations) for trial in waiting),
             "calls": spent.calls,
             "cached": spent.cached,
             "usd": spent.usd,
@@ -305,6 +309,7 @@ class Optimizer:
                     trial.genome.id, sum(_calls(one) for one in trial.evaluations), len(proposal.items)
                 )
             self._evaluations += len(trial.evaluations)
+            self._ground.bar(trial)
             if proposal.purpose in ("validation", "test"):
                 self._check.count(trial)
             else:
@@ -408,7 +413,8 @@ class Optimizer:
 
     def _advance(self) -> None:
         """With everything committed: from search to validation to test to done."""
-        starts = [one for one in self._starts.values() if one.tally("train").items]
+        barred = self._ground.barred
+        starts = [one for id, one in self._starts.items() if id not in barred and one.tally("train").items]
         if self._phase == "search":
             self._strategy.finish()
             self._check.validate(self._population, starts)

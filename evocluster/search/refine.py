@@ -191,6 +191,8 @@ class Refine:
         ground = self._ground
         if trial.genome is None or trial.error is not None or not trial.evaluations:
             ground.stopping.missed(trial.error)
+            if ground.gone(proposal):
+                self._let_go(proposal.parents[0].id)
             return None
         ground.stopping.made()
         one = self._find(trial.genome.id)
@@ -209,6 +211,17 @@ class Refine:
         else:
             ground.population.insert(one)
         return one
+
+    def _let_go(self, id: str) -> None:
+        """Go on without a genome that is barred: as a candidate it failed, as the current one the next best follows."""
+        for candidate in self._round.candidates if self._round else ():
+            if candidate.one is not None and candidate.one.genome.id == id:
+                candidate.state = "failed"
+        if self._best is not None and self._best.genome.id == id:
+            self._best = None
+        if self._current is not None and self._current.genome.id == id:
+            members = self._ground.population.members
+            self._current, self._round = best_of(members) if members else None, None
 
     def _arrived(self, proposal: Proposal, trial: Trial, one: Individual | None, known: bool) -> None:
         """The genome of a candidate is there, or is not."""

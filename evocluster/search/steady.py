@@ -102,8 +102,10 @@ class Steady:
         return ground.population.insert(one) and known is None
 
     def _give_back(self, proposal: Proposal) -> None:
-        """A block that came to nothing may be asked for again."""
+        """A block that came to nothing may be asked for again, unless the genome is barred."""
         ground = self._ground
+        if ground.gone(proposal):
+            return
         if proposal.operator == EVALUATE and (one := ground.known(proposal.parents[0].id)) is not None:
             one.blocks.discard(ground.block_of(proposal))
 
