@@ -79,6 +79,15 @@ class Disk:
             self._books.loop.kill(process)
 
 
+class _Unstarted:
+    """A thread that never runs."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def start(self) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def standing_on(disk: Disk, clock: Callable[[], float]) -> Iterator[None]:
     """While it lasts, the store writes to this disk, and run folders are held by this clock."""
@@ -104,7 +113,7 @@ def standing_on(disk: Disk, clock: Callable[[], float]) -> Iterator[None]:
     with ExitStack() as patches:
         for room in ("files", "table", "receipts", "place"):
             patches.enter_context(mock.patch(f"evocluster.store.{room}.os", disk))
-        patches.enter_context(mock.patch("evocluster.store.lease.threading.Thread"))
+        patches.enter_context(mock.patch("evocluster.store.lease.threading.Thread", _Unstarted))
         patches.enter_context(mock.patch("evocluster.engine.folder.holding", holding))
         yield
 

@@ -24,7 +24,7 @@ from evocluster.llm.health import STREAK
 from evocluster.llm.quota import Terms
 
 RETRIES = 4
-TIMEOUT_S = 30.0
+TIMEOUT_S = 12.0
 PATIENCE_S = 300.0
 MEDIAN_S = 1.0
 SLACK = 4
