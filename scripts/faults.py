@@ -41,13 +41,13 @@ KINDS = (
 )
 """Every fault there is. Those of LOSSY make calls or trials fail that would not have failed without them."""
 LOSSY = ("lost calls", "endless failures", "poison")
-SPAN_S = (10.0, 25.0)
+SPAN_S = (6.0, 15.0)
 """Faults come within so many seconds of virtual time, of a short search and of another: a run takes about as long."""
-STEPS = (1500, 2500)
+STEPS = (1200, 2500)
 """Faults at a step come before so many, likewise."""
-WRITES = (70, 90)
+WRITES = (60, 90)
 """Faults at the disk come before so many writes, likewise."""
-WIDE = 0.125
+WIDE = 0.1
 """Share of the seeds that carry out one of the searches that are not short."""
 SHARE = 0.18
 """Of the kinds of faults that a seed enables, on average."""
@@ -135,7 +135,7 @@ DEAD = 0.04
 
 
 STORM_S = 60.0
-STORMY = 100
+STORMY = 200
 """Every so many seeds one brings a storm of a minute, and nothing else."""
 
 
@@ -152,7 +152,7 @@ def plan(seed: int) -> Plan:
         "nodes": nodes,
         "workers": rng.randint(nodes, 4),
         "in_flight": rng.choice((4, 8, 12)),
-        "max_concurrency": rng.choice((0, 0, 4, 6)),
+        "max_concurrency": rng.choice((0, 0, 0, 0, 4, 6)),
         "alone": rng.random() < 0.5,
     }
     kinds = tuple(kind for kind in KINDS if rng.random() < (0.07 if kind in LOSSY else SHARE))
@@ -171,13 +171,17 @@ def storm(seed: int, search: int) -> Plan:
     return Plan(seed, search, nodes, rng.randint(nodes, 4), 12, most, ("429 storm",), storms=storms)
 
 
-def _times(rng: Random, span_s: float, most: int) -> tuple[float, ...]:
-    return tuple(sorted(round(rng.uniform(0, span_s), 3) for _ in range(rng.randint(1, most))))
+def _times(rng: Random, wide: bool, most: int) -> tuple[float, ...]:
+    """At most so many; half of them for a short search."""
+    count = rng.randint(1, most if wide else (most + 1) // 2)
+    return tuple(sorted(round(rng.uniform(0, SPAN_S[wide]), 3) for _ in range(count)))
 
 
 def _draw(kind: str, rng: Random, wide: bool) -> dict[str, Any]:
     """The settings that one kind of fault takes."""
-    times, steps, writes = partial(_times, rng, SPAN_S[wide]), STEPS[wide], WRITES[wide]
+    times, steps, writes = partial(_times, rng, wide), STEPS[wide], WRITES[wide]
+    # Of what takes time, less in what is over soon.
+    long_s = 20 if wide else 8
     makes: dict[str, Callable[[], dict[str, Any]]] = {
         "worker crash": lambda: {"worker_crashes": times(4)},
         "node crash": lambda: {"node_crashes": times(2)},
@@ -195,11 +199,11 @@ def _draw(kind: str, rng: Random, wide: bool) -> dict[str, Any]:
         "cache crash": lambda: {"cache_crashes": times(2)},
         "interrupt": lambda: {"interrupts": times(2)},
         "second driver": lambda: {"intruders": times(3)},
-        "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, 20), 3)) for at in times(2))},
+        "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, long_s), 3)) for at in times(2))},
         "late messages": lambda: {"late": rng.uniform(0.01, 0.3), "late_s": rng.choice((0.1, 1.0, 5.0))},
         "doubled messages": lambda: {"doubled": rng.uniform(0.05, 0.5)},
         "429 storm": lambda: {
-            "storms": tuple((at, rng.uniform(1, 20), rng.choice((0.0, 1.0, 3.0))) for at in times(2))
+            "storms": tuple((at, rng.uniform(1, long_s), rng.choice((0.0, 1.0, 3.0))) for at in times(2))
         },
         "5xx": lambda: {"overloaded": rng.uniform(0.05, 0.5)},
         "cut streams": lambda: {"broken": rng.uniform(0.05, 0.3)},

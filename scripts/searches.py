@@ -32,19 +32,20 @@ SPACE: dict[str, Any] = {
 }
 RACE = {"population": 3, "block": 2, "finalists": 1, "screen": 1}
 STEADY = {**RACE, "selection": "steady"}
-NARROW: dict[str, Any] = {"lookahead": 4}
+SMALL: dict[str, Any] = {"population": 2}
+NARROW: dict[str, Any] = {"lookahead": 3}
 """With few trials out at once even a short search hears of most before it asks the next."""
 SHORT: tuple[dict[str, Any], ...] = (
-    {"search": {**RACE, **NARROW}, "budget": {"calls": 22, "generations": 20}, "seed": 21},
-    {"search": {**STEADY, **NARROW}, "budget": {"calls": 22, "generations": 20}, "seed": 22},
-    {"search": {**RACE, **NARROW}, "budget": {"usd": 0.00006, "generations": 20}, "seed": 23},
-    {"search": {**STEADY, **NARROW}, "budget": {"usd": 0.00006, "generations": 20}, "seed": 24},
-    {"search": {**RACE, "population": 2, "lookahead": 3}, "budget": {"calls": 18, "generations": 20}, "seed": 25},
-    {"search": {**STEADY, "population": 2, "lookahead": 3}, "budget": {"calls": 18, "generations": 20}, "seed": 26},
-    {"search": {**RACE, "population": 2, **NARROW}, "budget": {"generations": 1}, "seed": 27},
-    {"search": {**STEADY, "population": 2, **NARROW}, "budget": {"generations": 1}, "seed": 28},
+    {"search": {**RACE, **NARROW}, "budget": {"calls": 18, "generations": 20}, "seed": 21},
+    {"search": {**STEADY, **NARROW}, "budget": {"calls": 18, "generations": 20}, "seed": 22},
+    {"search": {**RACE, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 23},
+    {"search": {**STEADY, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 24},
+    {"search": {**RACE, **SMALL, **NARROW}, "budget": {"calls": 16, "generations": 20}, "seed": 25},
+    {"search": {**STEADY, **SMALL, **NARROW}, "budget": {"calls": 16, "generations": 20}, "seed": 26},
+    {"search": {**RACE, **SMALL, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 27},
+    {"search": {**STEADY, **SMALL, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 28},
 )
-"""What differs from search to search; these are over after some ten trials."""
+"""What differs from search to search; these are over after seven trials or so."""
 SEARCHES: tuple[dict[str, Any], ...] = (
     *SHORT,
     {"search": RACE, "budget": {"generations": 1}},
