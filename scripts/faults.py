@@ -47,9 +47,9 @@ STEPS = (1200, 2500)
 """Faults at a step come before so many, likewise."""
 WRITES = (60, 90)
 """Faults at the disk come before so many writes, likewise."""
-WIDE = 0.1
+WIDE = 0.05
 """Share of the seeds that carry out one of the searches that are not short."""
-SHARE = 0.18
+SHARE = 0.13
 """Of the kinds of faults that a seed enables, on average."""
 
 
@@ -135,7 +135,7 @@ DEAD = 0.04
 
 
 STORM_S = 60.0
-STORMY = 200
+STORMY = 100
 """Every so many seeds one brings a storm of a minute, and nothing else."""
 
 
@@ -150,7 +150,7 @@ def plan(seed: int) -> Plan:
         "seed": seed,
         "search": rng.randrange(len(SHORT), len(SEARCHES)) if wide else rng.randrange(len(SHORT)),
         "nodes": nodes,
-        "workers": rng.randint(nodes, 4),
+        "workers": rng.randint(nodes, 4 if wide else 3),
         "in_flight": rng.choice((4, 8, 12)),
         "max_concurrency": rng.choice((0, 0, 0, 0, 4, 6)),
         "alone": rng.random() < 0.5,

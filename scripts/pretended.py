@@ -17,9 +17,8 @@ from contextvars import ContextVar
 from random import Random
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
-from unittest import mock
 
-from virtual import PROCESS, Process, VirtualLoop
+from virtual import PROCESS, Process, VirtualLoop, swapped
 
 START_S = 0.6
 """What starting an actor takes."""
@@ -350,13 +349,14 @@ def pretending(cluster: Cluster) -> Iterator[None]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
-        clock = SimpleNamespace(monotonic=cluster.loop.time)
-        with (
-            mock.patch("evocluster.cluster.runner.settle", _nothing),
-            mock.patch("evocluster.cluster.runner.beating", _Silent),
-            mock.patch("evocluster.cluster.population.beating", _Silent),
-            mock.patch("evocluster.cluster.population.settle", _nothing),
-            mock.patch("evocluster.cluster.limits.time", clock),
+        with swapped(
+            {
+                "evocluster.cluster.runner.settle": _nothing,
+                "evocluster.cluster.runner.beating": _Silent,
+                "evocluster.cluster.population.beating": _Silent,
+                "evocluster.cluster.population.settle": _nothing,
+                "evocluster.cluster.limits.time": SimpleNamespace(monotonic=cluster.loop.time),
+            }
         ):
             yield
     finally:

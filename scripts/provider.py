@@ -24,7 +24,7 @@ from evocluster.llm.health import STREAK
 from evocluster.llm.quota import Terms
 
 RETRIES = 4
-TIMEOUT_S = 16.0
+TIMEOUT_S = 30.0
 """Of a whole call: longer than a slow answer after as many cut streams as may be, and the waits between them."""
 PATIENCE_S = 300.0
 MEDIAN_S = 0.5

@@ -37,8 +37,6 @@ NARROW: dict[str, Any] = {"lookahead": 3}
 """With few trials out at once even a short search hears of most before it asks the next."""
 SHORT: tuple[dict[str, Any], ...] = (
     {"search": {**RACE, **NARROW}, "budget": {"calls": 18, "generations": 20}, "seed": 21},
-    {"search": {**STEADY, **NARROW}, "budget": {"calls": 18, "generations": 20}, "seed": 22},
-    {"search": {**RACE, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 23},
     {"search": {**STEADY, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 24},
     {"search": {**RACE, **SMALL, **NARROW}, "budget": {"calls": 16, "generations": 20}, "seed": 25},
     {"search": {**STEADY, **SMALL, **NARROW}, "budget": {"calls": 16, "generations": 20}, "seed": 26},
@@ -55,7 +53,7 @@ SEARCHES: tuple[dict[str, Any], ...] = (
 )
 LONG = len(SEARCHES)
 """One more, with calls enough to bear a storm of a minute."""
-_ALL = (*SEARCHES, {"search": {**RACE, "population": 8, "block": 10}, "budget": {"generations": 4}, "seed": 13})
+_ALL = (*SEARCHES, {"search": {**RACE, "population": 6, "block": 10}, "budget": {"generations": 3}, "seed": 13})
 
 
 def settings(index: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python scripts/soak.py --seeds 10000          a table; --json: one line of figures
     python scripts/soak.py --seed 17              one seed again, with its plan and its events
 
-Every fiftieth is a minute of 429 and nothing else. A seed that breaks an invariant is printed with what it broke, its
+Every hundredth is a minute of 429 and nothing else. A seed that breaks an invariant is printed with what it broke, its
 fault plan and its last events; it replays exactly.
 """
 
@@ -100,8 +100,8 @@ def soak(first: int, count: int, processes: int) -> dict[str, Any]:
     failed, injected, sums = [], Counter[str](), Counter[str]()
     seconds = 0.0
     _settle()
-    for one in sorted({plan(seed).quiet for seed in range(first, first + count)}, key=str):
-        quiet(one)
+    for search in sorted({plan(seed).quiet for seed in range(first, first + count)}, key=str):
+        quiet(search)
     # What was run without faults is inherited.
     with multiprocessing.get_context("fork").Pool(processes, initializer=_settle, maxtasksperchild=LIFE) as pool:
         for one in pool.imap_unordered(figures, range(first, first + count), chunksize=CHUNK):

@@ -29,7 +29,7 @@ from evocluster.search.operators import Child
 from evocluster.search.optimizer import Optimizer
 from evocluster.store.table import Table
 
-MOST = 12
+MOST = 30
 """Seeds that a mutation may live through."""
 
 
