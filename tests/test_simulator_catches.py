@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
 import pytest
+import soak
 from faults import DEAD, Plan, plan, storm
 from searches import LONG, SEARCHES
 from simulated import Keeper, Outcome, quiet, simulate
@@ -70,6 +72,33 @@ def test_a_dispatcher_that_counts_a_result_twice(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Dispatch, "finish", finish)
     assert "is kept a second time" in caught("doubled messages").violations[0]
+
+
+def test_the_soak_names_a_seed_that_fails_and_that_seed_alone_fails_alike(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = Dispatch.finish
+
+    def dropping(self: Dispatch, worker: str, trials: Sequence[Trial]) -> None:
+        finish(self, worker, [trial for trial in trials if trial.proposal.number != 4])
+
+    seeds = 6
+    for one in {plan(seed).quiet for seed in range(seeds)}:
+        quiet(one)
+    monkeypatch.setattr(Dispatch, "finish", dropping)
+    monkeypatch.setattr(soak, "_settle", lambda: None)
+    found = soak.soak(0, seeds, 2)
+    said = capsys.readouterr().out
+    assert len(found["failed"]) > 1
+    for seed in found["failed"][:2]:
+        monkeypatch.setattr(sys, "argv", ["soak.py", "--seed", str(seed)])
+        assert soak.main() == 1
+        alone = capsys.readouterr().out.splitlines()
+        wrong = alone[1 : next(at for at, line in enumerate(alone) if line.startswith("  plan: "))]
+        assert wrong
+        assert f"seed={seed}\n" + "\n".join(wrong) + "\n  plan: " in said
+        assert f"again: python scripts/soak.py --seed {seed}\n" in said
+        assert alone[-3] in said, "the last event is the same"
 
 
 def test_an_engine_that_tells_before_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
