@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from random import Random
 from typing import Any
+
+from searches import LONG, SEARCHES, SHORT
 
 KINDS = (
     "worker crash",
@@ -38,9 +41,15 @@ KINDS = (
 )
 """Every fault there is. Those of LOSSY make calls or trials fail that would not have failed without them."""
 LOSSY = ("lost calls", "endless failures", "poison")
-SPAN_S = 25.0
-"""Faults come within so many seconds of virtual time: a run without any takes about as long."""
-SHARE = 0.18
+SPAN_S = (6.0, 15.0)
+"""Faults come within so many seconds of virtual time, of a short search and of another: a run takes about as long."""
+STEPS = (1200, 2500)
+"""Faults at a step come before so many, likewise."""
+WRITES = (60, 90)
+"""Faults at the disk come before so many writes, likewise."""
+WIDE = 0.05
+"""Share of the seeds that carry out one of the searches that are not short."""
+SHARE = 0.13
 """Of the kinds of faults that a seed enables, on average."""
 
 
@@ -126,29 +135,30 @@ DEAD = 0.04
 
 
 STORM_S = 60.0
-STORMY = 50
+STORMY = 100
 """Every so many seeds one brings a storm of a minute, and nothing else."""
 
 
-def plan(seed: int, searches: int) -> Plan:
-    """The plan of this seed, for one of so many searches; the search after those is the one for storms."""
+def plan(seed: int) -> Plan:
+    """The plan of this seed."""
     if seed % STORMY == STORMY - 1:
-        return storm(seed, searches)
+        return storm(seed, LONG)
     rng = Random(f"plan {seed}")
+    wide = rng.random() < WIDE
     nodes = rng.choice((1, 1, 2, 3))
     shape: dict[str, Any] = {
         "seed": seed,
-        "search": rng.randrange(searches),
+        "search": rng.randrange(len(SHORT), len(SEARCHES)) if wide else rng.randrange(len(SHORT)),
         "nodes": nodes,
-        "workers": rng.randint(nodes, 4),
+        "workers": rng.randint(nodes, 4 if wide else 3),
         "in_flight": rng.choice((4, 8, 12)),
-        "max_concurrency": rng.choice((0, 0, 4, 6)),
+        "max_concurrency": rng.choice((0, 0, 0, 0, 4, 6)),
         "alone": rng.random() < 0.5,
     }
     kinds = tuple(kind for kind in KINDS if rng.random() < (0.07 if kind in LOSSY else SHARE))
     drawn: dict[str, Any] = {}
     for kind in kinds:
-        drawn.update(_draw(kind, rng))
+        drawn.update(_draw(kind, rng, wide))
     return Plan(**shape, kinds=kinds, **drawn)
 
 
@@ -161,34 +171,39 @@ def storm(seed: int, search: int) -> Plan:
     return Plan(seed, search, nodes, rng.randint(nodes, 4), 12, most, ("429 storm",), storms=storms)
 
 
-def _times(rng: Random, most: int) -> tuple[float, ...]:
-    return tuple(sorted(round(rng.uniform(0, SPAN_S), 3) for _ in range(rng.randint(1, most))))
+def _times(rng: Random, wide: bool, most: int) -> tuple[float, ...]:
+    """At most so many; half of them for a short search."""
+    count = rng.randint(1, most if wide else (most + 1) // 2)
+    return tuple(sorted(round(rng.uniform(0, SPAN_S[wide]), 3) for _ in range(count)))
 
 
-def _draw(kind: str, rng: Random) -> dict[str, Any]:
+def _draw(kind: str, rng: Random, wide: bool) -> dict[str, Any]:
     """The settings that one kind of fault takes."""
+    times, steps, writes = partial(_times, rng, wide), STEPS[wide], WRITES[wide]
+    # Of what takes time, less in what is over soon.
+    long_s = 20 if wide else 8
     makes: dict[str, Callable[[], dict[str, Any]]] = {
-        "worker crash": lambda: {"worker_crashes": _times(rng, 4)},
-        "node crash": lambda: {"node_crashes": _times(rng, 2)},
-        "driver crash": lambda: {"driver_crashes": _times(rng, 2)},
+        "worker crash": lambda: {"worker_crashes": times(4)},
+        "node crash": lambda: {"node_crashes": times(2)},
+        "driver crash": lambda: {"driver_crashes": times(2)},
         "driver crash at a step": lambda: {
-            "driver_steps": tuple(rng.randint(20, 2500) for _ in range(rng.randint(1, 2)))
+            "driver_steps": tuple(rng.randint(20, steps) for _ in range(rng.randint(1, 2)))
         },
         "driver crash at the disk": lambda: {
             "disk_deaths": tuple(
-                (rng.randint(1, 90), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 2))
+                (rng.randint(1, writes), rng.choice(("before", "torn", "after"))) for _ in range(rng.randint(1, 2))
             )
         },
-        "population crash": lambda: {"population_crashes": _times(rng, 3)},
-        "limits crash": lambda: {"limits_crashes": _times(rng, 3)},
-        "cache crash": lambda: {"cache_crashes": _times(rng, 2)},
-        "interrupt": lambda: {"interrupts": _times(rng, 2)},
-        "second driver": lambda: {"intruders": _times(rng, 3)},
-        "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, 20), 3)) for at in _times(rng, 2))},
+        "population crash": lambda: {"population_crashes": times(3)},
+        "limits crash": lambda: {"limits_crashes": times(3)},
+        "cache crash": lambda: {"cache_crashes": times(2)},
+        "interrupt": lambda: {"interrupts": times(2)},
+        "second driver": lambda: {"intruders": times(3)},
+        "cut off": lambda: {"cuts": tuple((at, round(rng.uniform(1, long_s), 3)) for at in times(2))},
         "late messages": lambda: {"late": rng.uniform(0.01, 0.3), "late_s": rng.choice((0.1, 1.0, 5.0))},
         "doubled messages": lambda: {"doubled": rng.uniform(0.05, 0.5)},
         "429 storm": lambda: {
-            "storms": tuple((at, rng.uniform(1, 20), rng.choice((0.0, 1.0, 3.0))) for at in _times(rng, 2))
+            "storms": tuple((at, rng.uniform(1, long_s), rng.choice((0.0, 1.0, 3.0))) for at in times(2))
         },
         "5xx": lambda: {"overloaded": rng.uniform(0.05, 0.5)},
         "cut streams": lambda: {"broken": rng.uniform(0.05, 0.3)},

@@ -9,11 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest import mock
 
 from faults import Plan
 from provider import Books
-from virtual import PROCESS, Killed, Process
+from virtual import PROCESS, Killed, Process, swapped
 
 from evocluster.engine.folder import Folder, Stored
 from evocluster.records import Genome, Trial
@@ -79,6 +78,15 @@ class Disk:
             self._books.loop.kill(process)
 
 
+class _Unstarted:
+    """A thread that never runs."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def start(self) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def standing_on(disk: Disk, clock: Callable[[], float]) -> Iterator[None]:
     """While it lasts, the store writes to this disk, and run folders are held by this clock."""
@@ -101,11 +109,8 @@ def standing_on(disk: Disk, clock: Callable[[], float]) -> Iterator[None]:
             if process is None or process.alive:
                 lease.release()
 
-    with ExitStack() as patches:
-        for room in ("files", "table", "receipts", "place"):
-            patches.enter_context(mock.patch(f"evocluster.store.{room}.os", disk))
-        patches.enter_context(mock.patch("evocluster.store.lease.threading.Thread"))
-        patches.enter_context(mock.patch("evocluster.engine.folder.holding", holding))
+    rooms = {f"evocluster.store.{room}.os": disk for room in ("files", "table", "receipts", "place")}
+    with swapped({**rooms, "threading.Thread": _Unstarted, "evocluster.engine.folder.holding": holding}):
         yield
 
 

@@ -17,9 +17,8 @@ from contextvars import ContextVar
 from random import Random
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
-from unittest import mock
 
-from virtual import PROCESS, Process, VirtualLoop
+from virtual import PROCESS, Process, VirtualLoop, swapped
 
 START_S = 0.6
 """What starting an actor takes."""
@@ -87,20 +86,27 @@ class Actor:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return SimpleNamespace(remote=lambda *args: self._call(name, args))
+        method = self.__dict__[name] = _Method(self, name)
+        return method
 
-    def _call(self, method: str, args: tuple[Any, ...]) -> asyncio.Future[Any]:
+    def call(self, method: str, args: tuple[Any, ...]) -> asyncio.Future[Any]:
         loop = self._cluster.loop
         answer: asyncio.Future[Any] = loop.create_future()
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception(), context=loop.world)
         caller = PROCESS.get()
         if caller is None or caller.alive:
             self._waiting[answer] = method, args, caller
             echo = self._cluster.network.again(method, args)
-            for copy, (name, given) in enumerate([(method, args)] + ([echo] if echo else [])):
-                late = self._cluster.network.delay_s(name)
-                loop.later(late + self._cluster.held_s(caller), self._arrive, name, given, answer, copy)
+            self._send(method, args, answer, caller, 0)
+            if echo:
+                self._send(*echo, answer, caller, 1)
         return answer
+
+    def _send(
+        self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], caller: Process | None, copy: int
+    ) -> None:
+        cluster = self._cluster
+        late = cluster.network.delay_s(method) + cluster.held_s(caller)
+        cluster.loop.later(late, self._arrive, method, args, answer, copy)
 
     def _arrive(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:
         loop = self._cluster.loop
@@ -136,6 +142,8 @@ class Actor:
         self._waiting.pop(answer, None)
         if not answer.done():
             answer.set_exception(failure)
+            # Whoever asked may be dead.
+            answer._log_traceback = False
 
     def _died(self) -> None:
         self._cluster.network.died(self.process)
@@ -155,6 +163,20 @@ class Actor:
             for answer, (method, args, caller) in list(self._waiting.items()):
                 if caller is None or caller.alive:
                     self._arrive(method, args, answer, 0)
+
+
+class _Method:
+    """`actor.name`, to be called as `.remote(...)`."""
+
+    __slots__ = ("_actor", "_name")
+
+    def __init__(self, actor: Actor, name: str) -> None:
+        self._actor = actor
+        self._name = name
+
+    def remote(self, *args: Any) -> asyncio.Future[Any]:
+        """What it will answer."""
+        return self._actor.call(self._name, args)
 
 
 _ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
@@ -182,7 +204,7 @@ class Cluster:
 
     def held_s(self, process: Process | None) -> float:
         """How long a message from or to it is held up."""
-        return max(0.0, self.cut_off.get(process, 0.0) - self.loop.time()) if process is not None else 0.0
+        return max(0.0, self.cut_off[process] - self.loop.time()) if process in self.cut_off else 0.0
 
     def start(self, kind: type, node: str, *args: Any, name: str | None = None, lasting: bool = False) -> Actor:
         """An actor on a node; one with a name is detached, and there once."""
@@ -283,6 +305,19 @@ class _Unread:
     inc = set
 
 
+class _Silent:
+    """A beat of metrics that nobody hears."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def cancel(self) -> None:
+        """Nothing."""
+
+
+def _nothing() -> None:
+    """What a process of its own would do to its memory."""
+
+
 class _Remote:
     """`ray.remote(kind).options(...).remote(...)`."""
 
@@ -314,13 +349,14 @@ def pretending(cluster: Cluster) -> Iterator[None]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
-        clock = SimpleNamespace(monotonic=cluster.loop.time)
-        with (
-            mock.patch("evocluster.cluster.runner.settle"),
-            mock.patch("evocluster.cluster.runner.beating"),
-            mock.patch("evocluster.cluster.population.beating"),
-            mock.patch("evocluster.cluster.population.settle"),
-            mock.patch("evocluster.cluster.limits.time", clock),
+        with swapped(
+            {
+                "evocluster.cluster.runner.settle": _nothing,
+                "evocluster.cluster.runner.beating": _Silent,
+                "evocluster.cluster.population.beating": _Silent,
+                "evocluster.cluster.population.settle": _nothing,
+                "evocluster.cluster.limits.time": SimpleNamespace(monotonic=cluster.loop.time),
+            }
         ):
             yield
     finally:

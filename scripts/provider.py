@@ -25,8 +25,9 @@ from evocluster.llm.quota import Terms
 
 RETRIES = 4
 TIMEOUT_S = 30.0
+"""Of a whole call: longer than a slow answer after as many cut streams as may be, and the waits between them."""
 PATIENCE_S = 300.0
-MEDIAN_S = 1.0
+MEDIAN_S = 0.5
 SLACK = 4
 """Failures of a call above its retries that may have come while the circuit was open, which is not seen here."""
 SPREAD_S = 0.6
@@ -285,7 +286,7 @@ class Provider:
         slow, overloaded, lost, cut = (rng.random() for _ in range(4))
         if slow < plan.slow:
             self.books.injected["slow answers"] += 1
-            seconds = min(10.0, seconds * rng.paretovariate(1.0) * 3)
+            seconds = min(4.0, seconds * rng.paretovariate(1.0) * 3)
         await self._turn_away()
         if int(key[:8], 16) / 2**32 < plan.dead or lost < plan.lost:
             self.books.injected["dead requests" if lost >= plan.lost else "lost calls"] += 1
@@ -297,7 +298,7 @@ class Provider:
             raise Overloaded("503, as planned")
         if cut < plan.broken and bounded:
             self.books.injected["cut streams"] += 1
-            await asyncio.sleep(min(2.0, seconds))
+            await asyncio.sleep(min(1.0, seconds))
             raise DeadlinePassed("the stream broke off, as planned")
         await asyncio.sleep(seconds)
         if key not in _REPLIES:

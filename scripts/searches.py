@@ -32,16 +32,28 @@ SPACE: dict[str, Any] = {
 }
 RACE = {"population": 3, "block": 2, "finalists": 1, "screen": 1}
 STEADY = {**RACE, "selection": "steady"}
+SMALL: dict[str, Any] = {"population": 2}
+NARROW: dict[str, Any] = {"lookahead": 3}
+"""With few trials out at once even a short search hears of most before it asks the next."""
+SHORT: tuple[dict[str, Any], ...] = (
+    {"search": {**RACE, **NARROW}, "budget": {"calls": 18, "generations": 20}, "seed": 21},
+    {"search": {**STEADY, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 24},
+    {"search": {**RACE, **SMALL, **NARROW}, "budget": {"calls": 16, "generations": 20}, "seed": 25},
+    {"search": {**STEADY, **SMALL, **NARROW}, "budget": {"calls": 16, "generations": 20}, "seed": 26},
+    {"search": {**RACE, **SMALL, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 27},
+    {"search": {**STEADY, **SMALL, **NARROW}, "budget": {"usd": 0.00004, "generations": 20}, "seed": 28},
+)
+"""What differs from search to search; these are over after seven trials or so."""
 SEARCHES: tuple[dict[str, Any], ...] = (
+    *SHORT,
     {"search": RACE, "budget": {"generations": 1}},
     {"search": RACE, "budget": {"calls": 48, "generations": 20}, "seed": 11},
     {"search": STEADY, "budget": {"generations": 1}},
     {"search": STEADY, "budget": {"usd": 0.00025, "generations": 20}, "seed": 12},
 )
-"""What differs from search to search."""
 LONG = len(SEARCHES)
 """One more, with calls enough to bear a storm of a minute."""
-_ALL = (*SEARCHES, {"search": {**RACE, "population": 8, "block": 10}, "budget": {"generations": 4}, "seed": 13})
+_ALL = (*SEARCHES, {"search": {**RACE, "population": 6, "block": 10}, "budget": {"generations": 3}, "seed": 13})
 
 
 def settings(index: int) -> dict[str, Any]:

@@ -12,13 +12,12 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest import mock
 
 import invariants
 from faults import Plan
@@ -26,7 +25,7 @@ from mortal import Disk, MortalFolder, standing_on
 from pretended import Actor, Cluster, RayActorError, RayTaskError, pretending
 from provider import ATTEMPT, Attempt, Books, Provider, Shelf, Simulated
 from searches import planned
-from virtual import PROCESS, Deadlock, Overtime, Process, VirtualLoop
+from virtual import PROCESS, Deadlock, Overtime, Process, VirtualLoop, swapped
 
 from evocluster.build import Plan as Product
 from evocluster.cluster.cache import LEASE_S, CacheKeeper, RemoteCache
@@ -259,7 +258,7 @@ class World:
     def _seldom(self) -> AbstractContextManager[object]:
         """Leases are renewed four times less often, but where limits are what it is about."""
         exact = self.plan.stormy or self.plan.max_concurrency
-        return nullcontext() if exact else mock.patch("evocluster.llm.leases.RENEW_S", 1.0)
+        return swapped({} if exact else {"evocluster.llm.leases.RENEW_S": 1.0})
 
     def _outcome(self) -> Outcome:
         books = self.books

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
 import pytest
+import soak
 from faults import DEAD, Plan, plan, storm
 from searches import LONG, SEARCHES
 from simulated import Keeper, Outcome, quiet, simulate
@@ -29,7 +31,7 @@ from evocluster.search.operators import Child
 from evocluster.search.optimizer import Optimizer
 from evocluster.store.table import Table
 
-MOST = 12
+MOST = 30
 """Seeds that a mutation may live through."""
 
 
@@ -43,7 +45,7 @@ def references() -> None:
 
 def caught(kind: str, *others: str) -> Outcome:
     """The first seed with these faults that something is wrong with."""
-    plans = (plan(seed, len(SEARCHES)) for seed in range(5000))
+    plans = (plan(seed) for seed in range(5000))
     for one in islice((one for one in plans if {kind, *others} <= set(one.kinds)), MOST):
         outcome = simulate(one)
         if outcome.violations:
@@ -70,6 +72,33 @@ def test_a_dispatcher_that_counts_a_result_twice(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Dispatch, "finish", finish)
     assert "is kept a second time" in caught("doubled messages").violations[0]
+
+
+def test_the_soak_names_a_seed_that_fails_and_that_seed_alone_fails_alike(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = Dispatch.finish
+
+    def dropping(self: Dispatch, worker: str, trials: Sequence[Trial]) -> None:
+        finish(self, worker, [trial for trial in trials if trial.proposal.number != 4])
+
+    seeds = 6
+    for one in {plan(seed).quiet for seed in range(seeds)}:
+        quiet(one)
+    monkeypatch.setattr(Dispatch, "finish", dropping)
+    monkeypatch.setattr(soak, "_settle", lambda: None)
+    found = soak.soak(0, seeds, 2)
+    said = capsys.readouterr().out
+    assert len(found["failed"]) > 1
+    for seed in found["failed"][:2]:
+        monkeypatch.setattr(sys, "argv", ["soak.py", "--seed", str(seed)])
+        assert soak.main() == 1
+        alone = capsys.readouterr().out.splitlines()
+        wrong = alone[1 : next(at for at, line in enumerate(alone) if line.startswith("  plan: "))]
+        assert wrong
+        assert f"seed={seed}\n" + "\n".join(wrong) + "\n  plan: " in said
+        assert f"again: python scripts/soak.py --seed {seed}\n" in said
+        assert alone[-3] in said, "the last event is the same"
 
 
 def test_an_engine_that_tells_before_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +134,7 @@ def test_a_call_that_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_that_is_called_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Endpoint, "_slots", lambda *_: None)
-    plans = (plan(seed, len(SEARCHES)) for seed in range(5000))
+    plans = (plan(seed) for seed in range(5000))
     tight = islice((one for one in plans if one.max_concurrency == 4 < one.in_flight), MOST)
     assert any("calls at once" in violation for one in tight for violation in simulate(one).violations)
 
