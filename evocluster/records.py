@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -71,6 +71,27 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
+_set = object.__setattr__
+
+
+@cache
+def _fields(kind: type[Record]) -> set[str]:
+    return set(kind.model_fields)
+
+
+def born(kind: type[R], said: dict[str, Any]) -> R:
+    """A record of all its fields, in their order, of values that were checked before: nothing is checked or frozen.
+
+    For what is made by the thousand of our own records; a third of the time that checking takes.
+    """
+    new = kind.__new__(kind)
+    _set(new, "__dict__", said)
+    _set(new, "__pydantic_fields_set__", _fields(kind))
+    _set(new, "__pydantic_extra__", None)
+    _set(new, "__pydantic_private__", None)
+    return new
+
+
 class Genome(Record):
     """One complete configuration of an LLM program. Equal genes are the same genome, whoever made it."""
 
@@ -129,15 +150,8 @@ class Usage(Record):
     """Latency, summed over sequential calls, queueing at our side left out."""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            calls=self.calls + other.calls,
-            cached=self.cached + other.cached,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            usd=self.usd + other.usd,
-            paid_usd=self.paid_usd + other.paid_usd,
-            seconds=self.seconds + other.seconds,
-        )
+        mine, theirs = self.__dict__, other.__dict__
+        return born(Usage, {name: mine[name] + theirs[name] for name in mine})
 
     @property
     def paid_calls(self) -> int:
@@ -248,19 +262,24 @@ class Trial(Record):
                 usd += used.usd
                 paid_usd += used.paid_usd
                 seconds += used.seconds
-        return Usage(
-            calls=calls,
-            cached=cached,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            usd=usd,
-            paid_usd=paid_usd,
-            seconds=seconds,
+        return born(
+            Usage,
+            {
+                "calls": calls,
+                "cached": cached,
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "usd": usd,
+                "paid_usd": paid_usd,
+                "seconds": seconds,
+            },
         )
 
-
-_SET: Mapping[type[Record], set[str]] = {kind: set(kind.model_fields) for kind in (Item, Score, Usage, Evaluation)}
-_set = object.__setattr__
+    @property
+    def calls(self) -> int:
+        """Calls of everything, as in `total`."""
+        judged = sum(one.usage.calls + one.judging.calls for one in self.evaluations)
+        return self.usage.calls + judged
 
 
 def _bare(one: Evaluation) -> dict[str, Any]:
@@ -276,23 +295,13 @@ def _bare(one: Evaluation) -> dict[str, Any]:
 
 def _whole(said: dict[str, Any]) -> Evaluation:
     """The evaluation that `_bare` was given."""
-    said["item"] = _born(Item, said["item"])
-    said["usage"] = _born(Usage, said["usage"])
-    said["judging"] = _born(Usage, said["judging"])
+    said["item"] = born(Item, said["item"])
+    said["usage"] = born(Usage, said["usage"])
+    said["judging"] = born(Usage, said["judging"])
     said["scores"] = FrozenDict(
-        {name: _born(Score, score) if type(score) is dict else score for name, score in said["scores"].items()}
+        {name: born(Score, score) if type(score) is dict else score for name, score in said["scores"].items()}
     )
-    return _born(Evaluation, said)
-
-
-def _born(kind: type[R], said: dict[str, Any]) -> R:
-    """A record of values that were checked when they were first put into one."""
-    new = kind.__new__(kind)
-    _set(new, "__dict__", said)
-    _set(new, "__pydantic_fields_set__", _SET[kind])
-    _set(new, "__pydantic_extra__", None)
-    _set(new, "__pydantic_private__", None)
-    return new
+    return born(Evaluation, said)
 
 
 def _trial(evaluations: Iterable[dict[str, Any]], told: Mapping[str, Any]) -> Trial:

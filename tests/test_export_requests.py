@@ -130,7 +130,7 @@ WORLDS: dict[str, dict[str, Any]] = {"classes": CLASSES, "extraction": EXTRACTIO
 class InProcess(Direct):
     """Kind direct without a connection: what it posts is kept and answered by the scripted model."""
 
-    async def _post(self, path: str, body: bytes) -> tuple[int, str | None, bytes]:
+    async def _post(self, session: object, path: str, body: bytes) -> tuple[int, str | None, bytes]:
         read, chat = json.loads(body), path == "/chat/completions"
         SENT.append((f"/v1{path}", read))
         reply = await ANSWERING.__call__(request_of(read, chat))
@@ -197,7 +197,7 @@ def exported(plan: build.Plan, genome: Genome) -> dict[str, Any]:
 async def _ours(plan: build.Plan, genome: Genome, examples: tuple[Example, ...]) -> list[tuple[str, str, str | None]]:
     models = {name: InProcess.model_validate(one.model_dump()) for name, one in plan.config.resolved_models().items()}
     for model in models.values():
-        model._priced = model.price
+        await model.open()
 
     async def llm(request: Request) -> Reply:
         return await models[request.model](request)
@@ -205,6 +205,8 @@ async def _ours(plan: build.Plan, genome: Genome, examples: tuple[Example, ...])
     assert isinstance(plan.evaluator, Evaluator)
     program = plan.evaluator.program
     found = [await program.run(example, genome, llm) for example in examples]
+    for model in models.values():
+        await model.close()
     return [(one.output, repr(one.parsed) if one.schema_ok else "", one.error) for one in found]
 
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Literal, Protocol
 
 from evocluster.errors import ConfigError
-from evocluster.records import FrozenJson, Record, Usage, digest
+from evocluster.records import FrozenJson, Record, Usage, born, digest
 
 Role = Literal["system", "user", "assistant"]
 
@@ -162,12 +162,15 @@ class Router:
 
 def usage(reply: Reply) -> Usage:
     """What one reply adds to the accounts."""
-    return Usage(
-        calls=1,
-        cached=int(reply.cached),
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        usd=reply.usd,
-        paid_usd=0.0 if reply.cached else reply.usd + reply.extra_usd,
-        seconds=reply.seconds,
+    return born(
+        Usage,
+        {
+            "calls": 1,
+            "cached": int(reply.cached),
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "usd": reply.usd,
+            "paid_usd": 0.0 if reply.cached else reply.usd + reply.extra_usd,
+            "seconds": reply.seconds,
+        },
     )

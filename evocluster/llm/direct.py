@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 BODY_LIMIT = 16 * 2**20
 """Bytes; no answer to a request of ours is longer."""
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a call needs, in one place: pydantic takes 2 us to find a private attribute."""
+
+    session: aiohttp.ClientSession
+    key: str | None
+    price: Price
 
 
 class Direct(Paced):
@@ -56,9 +66,7 @@ class Direct(Paced):
     extra: FrozenMap = FrozenDict()
     """More body fields, laid over ours; null takes a field out."""
 
-    _session: aiohttp.ClientSession | None = PrivateAttr(default=None)
-    _key: str | None = PrivateAttr(default=None)
-    _priced: Price | None = PrivateAttr(default=None)
+    _opened: _Opened | None = PrivateAttr(default=None)
 
     @field_validator("headers")
     @classmethod
@@ -93,34 +101,40 @@ class Direct(Paced):
         import aiohttp
 
         await self.close()
-        self._priced = required(self.price, self.model)
-        self._key = wire.secret(self.key_env, self.model)
+        price = required(self.price, self.model)
+        key = wire.secret(self.key_env, self.model)
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self.headers}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        self._session = aiohttp.ClientSession(
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, resolver=wire.resolver()),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             trust_env=False,
         )
+        self._opened = _Opened(session, key, price)
 
     async def close(self) -> None:
         """May be called twice, and before open."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.session.close()
 
     async def __call__(self, request: Request) -> Reply:
         """Raises: errors.ModelError."""
+        opened = self._opened
+        if opened is None:
+            raise ModelError(f"model {self.model!r} is not open; await open() before the first call")
         wire.admit(request, self.abilities, self.model)
         chat = request.prompt is None
         body = json.dumps(self.body(request)).encode()
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout_s):
-                status, retry_after, raw = await self._post("/chat/completions" if chat else "/completions", body)
+                status, retry_after, raw = await self._post(
+                    opened.session, "/chat/completions" if chat else "/completions", body
+                )
         except TimeoutError as error:
             raise DeadlinePassed(
                 f"model {self.model!r} gave no complete answer within timeout_s={self.timeout_s:g}; "
@@ -128,8 +142,8 @@ class Direct(Paced):
             ) from error
         seconds = time.perf_counter() - started
         if status != 200:
-            raise wire.refusal(status, retry_after, raw, self.model, self._key)
-        if self._key is not None and self._key.encode() in raw:
+            raise wire.refusal(status, retry_after, raw, self.model, opened.key)
+        if opened.key is not None and opened.key.encode() in raw:
             raise Refused(
                 f"model {self.model!r} repeats the key in its answer, which would be kept; correct the endpoint"
             )
@@ -141,7 +155,7 @@ class Direct(Paced):
             text=text,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
-            usd=required(self._priced, self.model).cost(*answer[1:4]),
+            usd=opened.price.cost(*answer[1:4]),
             seconds=seconds if answer.seconds is None else answer.seconds,
             finish_reason=answer.finish_reason,
         )
@@ -166,14 +180,12 @@ class Direct(Paced):
             body = {name: value for name, value in body.items() if value is not None}
         return body
 
-    async def _post(self, path: str, body: bytes) -> tuple[int, str | None, bytes]:
+    async def _post(self, session: aiohttp.ClientSession, path: str, body: bytes) -> tuple[int, str | None, bytes]:
         """Status, Retry-After and body of the answer. Raises: errors.Unreachable, Refused, BadReply."""
         import aiohttp
 
-        if self._session is None:
-            raise ModelError(f"model {self.model!r} is not open; await open() before the first call")
         try:
-            async with self._session.post(self.base_url + path, data=body, allow_redirects=False) as response:
+            async with session.post(self.base_url + path, data=body, allow_redirects=False) as response:
                 raw = b""
                 while chunk := await response.content.readany():
                     raw += chunk

@@ -88,6 +88,8 @@ class Scripted(Paced):
     price: Price = Price(prompt_usd_per_mtok=0.15, completion_usd_per_mtok=0.60)
 
     _answer: Callable[[Request], str] | None = PrivateAttr(default=None)
+    _identity: str = PrivateAttr(default="")
+    """What was named when it was opened."""
     _calls: int = PrivateAttr(default=0)
     _tries: dict[str, int] = PrivateAttr(default_factory=dict)
 
@@ -118,6 +120,7 @@ class Scripted(Paced):
 
     async def open(self) -> None:
         """Nothing to connect."""
+        self._identity = self.identity
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -125,7 +128,7 @@ class Scripted(Paced):
     async def __call__(self, request: Request) -> Reply:
         """Raises: errors.Overloaded (see `fail`), errors.DeadlinePassed (waiting longer than timeout_s)."""
         self._calls += 1
-        key = request.key(self.identity)
+        key = request.key(self._identity or self.identity)
         seconds = self.latency_s * math.exp(self.sigma * NormalDist().inv_cdf(_share(key, "latency")))
         await self._wait(seconds * self.time_scale)
         self._maybe_fail(key)

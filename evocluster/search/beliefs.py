@@ -12,7 +12,7 @@ shrinkage as empirical Bayes: Efron and Morris 1975.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -125,8 +125,8 @@ class Beliefs:
         if fit is None:
             return (Belief(0.5, 0.5),) * (1 + self._extra)
         if genome.id in self._tried:
-            return fit.tried[genome.id]
-        return fit.believed((ADDED + TOGETHER) * self._row(genome)[None])[0]
+            return fit.tried(genome.id)
+        return fit.believed((ADDED + TOGETHER) * self._row(genome))
 
     def _fit(self) -> _Fit | None:
         if self._fitted is None and self._tried:
@@ -139,8 +139,9 @@ class _Fit:
     """The posterior of everything that was tried."""
 
     def __init__(self, kernel: Floats, tried: Sequence[Tried]) -> None:
-        self._kernel, self._ids = kernel, [one.genome.id for one in tried]
-        table = np.array([one.outcomes for one in tried])
+        self._kernel = kernel
+        self._places = {one.genome.id: place for place, one in enumerate(tried)}
+        table = np.concatenate([one.outcomes for one in tried]).reshape(len(tried), -1)
         values, noise = adjusted(table)
         counts = np.array([one.items for one in tried], dtype=np.float64)
         seen = np.column_stack([values, *np.array([one.extra for one in tried]).T])
@@ -151,22 +152,33 @@ class _Fit:
         self._inverse = np.linalg.inv(matrix)
         self._weights = self._inverse @ (seen - self._centre)
 
-    @cached_property
-    def tried(self) -> Mapping[str, tuple[Belief, ...]]:
-        """Of everything that was tried, by genome id."""
-        return dict(zip(self._ids, self.believed(self._kernel), strict=True))
+    def tried(self, id: str) -> tuple[Belief, ...]:
+        """Of one that was tried, by its genome id."""
+        means, deviations = self._known
+        place = self._places[id]
+        return _rounded(means[place].tolist(), float(deviations[place]))
 
-    def believed(self, cross: Floats) -> list[tuple[Belief, ...]]:
-        """By the covariances (in shares) with all that were tried: a row a genome."""
+    def believed(self, cross: Floats) -> tuple[Belief, ...]:
+        """By the covariances (in shares) with all that were tried."""
+        means, deviations = self._posterior(cross[None])
+        return _rounded(means[0].tolist(), float(deviations[0]))
+
+    @cached_property
+    def _known(self) -> tuple[Floats, Floats]:
+        return self._posterior(self._kernel)
+
+    def _posterior(self, cross: Floats) -> tuple[Floats, Floats]:
+        """Means and deviations, a row a genome."""
         cross = self._scale * cross
         means = self._centre + cross @ self._weights
         left = np.maximum(self._scale - ((cross @ self._inverse) * cross).sum(axis=1), 1e-6)
-        # Rounded: the last bits differ between kinds of CPU, and a run may be resumed on another one.
-        rounded = [[round(mean, DIGITS) for mean in row] for row in means.tolist()]
-        deviations = [round(deviation, DIGITS) for deviation in np.sqrt(left).tolist()]
-        return [
-            tuple(Belief(mean, deviation) for mean in row) for row, deviation in zip(rounded, deviations, strict=True)
-        ]
+        return means, np.sqrt(left)
+
+
+def _rounded(means: Sequence[float], deviation: float) -> tuple[Belief, ...]:
+    # The last bits differ between kinds of CPU, and a run may be resumed on another one.
+    deviation = round(deviation, DIGITS)
+    return tuple(Belief(round(mean, DIGITS), deviation) for mean in means)
 
 
 class _Values:
@@ -226,16 +238,22 @@ def adjusted(table: Floats) -> tuple[Floats, float]:
     `table`: [genome, example], NaN where not tried. An additive fit, example effects shrunk by one observation.
     """
     seen = ~np.isnan(table)
-    filled = np.where(seen, table, 0.0)
-    rows, columns = seen.sum(axis=1), seen.sum(axis=0)
-    genomes = filled.sum(axis=1) / np.maximum(rows, 1)
+    filled, there = np.where(seen, table, 0.0), seen.astype(np.float64)
+    rows, columns = there.sum(axis=1), there.sum(axis=0)
+    each, shrunk = np.maximum(rows, 1), columns + 1
+    genomes = filled.sum(axis=1) / each
     hard = np.zeros(table.shape[1])
+    # Products with `there` in place of np.where: several times as fast where what was tried lies scattered.
+    left = np.empty_like(filled)
     for _ in range(ROUNDS):
-        hard = np.where(seen, filled - genomes[:, None], 0.0).sum(axis=0) / (columns + 1)
+        np.multiply(np.subtract(filled, genomes[:, None], out=left), there, out=left)
+        hard = left.sum(axis=0) / shrunk
         hard -= (hard * columns).sum() / max(columns.sum(), 1)
-        genomes = np.where(seen, filled - hard, 0.0).sum(axis=1) / np.maximum(rows, 1)
-    left = np.where(seen, filled - genomes[:, None] - hard, 0.0)
-    degrees = max(1, int(seen.sum()) - len(table) - int((columns > 0).sum()))
+        np.multiply(np.subtract(filled, hard, out=left), there, out=left)
+        genomes = left.sum(axis=1) / each
+    np.subtract(filled, genomes[:, None], out=left)
+    np.multiply(np.subtract(left, hard, out=left), there, out=left)
+    degrees = max(1, int(rows.sum()) - len(table) - int((columns > 0).sum()))
     # As if ten outcomes of the usual noise had been seen before.
     return genomes, float(((left**2).sum() + 10 * NOISE) / (degrees + 10))
 

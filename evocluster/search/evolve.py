@@ -270,7 +270,7 @@ class Evolve:
                 ground.population.insert(known)
             ground.population.changed()
             if proposal.purpose == "search":
-                ground.credit.pay(proposal.operator, 0.0, trial.total.calls)
+                ground.credit.pay(proposal.operator, 0.0, trial.calls)
         elif proposal.purpose == "seed":
             one = ground.born(proposal, trial, genome)
             one.blocks.add(block)
@@ -293,7 +293,7 @@ class Evolve:
         one = runner.one
         one.blocks.add(block)
         self._ground.learn(one, trial)
-        runner.calls += trial.total.calls
+        runner.calls += trial.calls
         runner.out = False
         runner.looks += 1
         if self._beaten(one):

@@ -18,6 +18,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+def ready() -> None:
+    """Load what is imported below: a quarter of a second, which nobody should wait for between two answers."""
+    hypervolume(np.zeros((1, 1)), np.ones(1))
+    rank_and_crowding(np.zeros((1, 1)))
+
+
 def finite(values: Floats) -> Floats:
     """The same [n, m] table with NaN and +inf replaced by something worse than everything in the column, -inf
     by better.

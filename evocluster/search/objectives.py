@@ -204,6 +204,8 @@ class Tally:
         self._index: dict[str, int] = {} if index is None else index
         self._keys = np.zeros(0, dtype=np.int64)
         self._rows: Floats = np.zeros((0, COLUMNS + len(self._scorers)))
+        self._values: dict[tuple[str, str, str, float], float] = {}
+        """What was asked for since something was added."""
 
     @property
     def items(self) -> int:
@@ -221,6 +223,7 @@ class Tally:
         wide = np.hstack([rows, extra.reshape(len(rows), len(self._scorers))])
         self._keys = np.concatenate([self._keys, keys[new]])
         self._rows = np.concatenate([self._rows, wide[new]])
+        self._values = {}
         return int(new.sum())
 
     @property
@@ -324,12 +327,21 @@ class Tally:
         With several tasks: weighted so that every task counts alike; a series per task where the worst counts.
         """
         (own, at), (others, where) = self._series(objective), other._series(objective)
+        if np.array_equal(at, where):  # nearly always, since both have the same items
+            both, firsts = np.unique(at, return_inverse=True)
+            times = np.bincount(firsts)
+            gaps = np.bincount(firsts, own) / times - np.bincount(firsts, others) / times if len(own) else own
+            return self._weighted(both, gaps)
         examples, firsts = np.unique(at, return_inverse=True)
         known, seconds = np.unique(where, return_inverse=True)
         both = np.intersect1d(examples, known)
         own_means = np.bincount(firsts, own) / np.bincount(firsts) if len(own) else own
         other_means = np.bincount(seconds, others) / np.bincount(seconds) if len(others) else others
         gaps = own_means[np.isin(examples, both)] - other_means[np.isin(known, both)]
+        return self._weighted(both, gaps)
+
+    def _weighted(self, both: Floats, gaps: Floats) -> list[Floats]:
+        """Gaps on these examples, as the tasks have it."""
         if self._tasks is None:
             return [gaps]
         masks = self._tasks.split(both)
@@ -339,6 +351,12 @@ class Tally:
 
     def value(self, objective: Objective) -> float:
         """Its value; the worst there is (-inf upward, inf downward) where nothing was measured."""
+        key = (objective.source, objective.aggregate, objective.direction, objective.threshold)
+        if key not in self._values:
+            self._values[key] = self._value(objective)
+        return self._values[key]
+
+    def _value(self, objective: Objective) -> float:
         values, examples = self._series(objective)
         if not len(values):
             return objective.sign * np.inf

@@ -22,6 +22,7 @@ import numpy as np
 
 from evocluster.errors import ConfigError
 from evocluster.records import Evaluation, Genome, Item, Json, Proposal, Split, Trial
+from evocluster.search import nsga2
 from evocluster.search.across import Tasks
 from evocluster.search.aim import Aim
 from evocluster.search.breed_strategy import Breed
@@ -152,6 +153,8 @@ class Optimizer:
 
     def ask(self) -> Proposal | None:
         """The next proposal; None: tell something first, or `done`."""
+        if not self._asked:
+            nsga2.ready()
         while self._phase != "done":
             if not self._commit(self._horizon()):
                 return None

@@ -17,14 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evocluster.errors import DataError, RunDamaged, StoreError
+from evocluster.store.column import KINDS, column
 
 _TYPES: dict[str, tuple[Any, Callable[[Any], bool]]] = {
-    "string": (pa.string(), lambda value: isinstance(value, str)),
-    "int64": (pa.int64(), lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
-    "float64": (pa.float64(), lambda value: isinstance(value, Real) and not isinstance(value, bool)),
-    "bool": (pa.bool_(), lambda value: isinstance(value, bool)),
+    "string": (KINDS["string"], lambda value: isinstance(value, str)),
+    "int64": (KINDS["int64"], lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    "float64": (KINDS["float64"], lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    "bool": (KINDS["bool"], lambda value: isinstance(value, bool)),
     "list<string>": (
-        pa.list_(pa.string()),
+        KINDS["list<string>"],
         lambda value: isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
     ),
 }
@@ -81,7 +82,7 @@ def _array(name: str, kind: str, values: list[Any]) -> Any:
             if value is not None and not fits(value):
                 raise StoreError(f"column {name!r} cannot hold {value!r}: it takes {kind} or None; fix the row")
     try:
-        return pa.array(values, arrow_type)
+        return column(arrow_type, values, found)
     except UnicodeEncodeError:
         return pa.array([_clean(value) for value in values], arrow_type)
     except (pa.ArrowException, OverflowError) as error:

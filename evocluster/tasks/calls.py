@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from evocluster.errors import ModelError, TooManyCalls
 from evocluster.llm.client import LLM, Message, Reply, Request, usage
-from evocluster.records import Genome, Json, Usage
+from evocluster.records import Genome, Json, Usage, born
 from evocluster.tasks.execution import Step
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Calls:
             raise
         clock.spent(started, reply.seconds)
         self._usage = usage(reply) if self._usage is NOTHING else self._usage + usage(reply)
-        self.note(step, show_request(request), reply.text)
+        self.trace.append(born(Step, {"purpose": step, "prompt": show_request(request), "reply": reply.text}))
         return reply
 
     async def ask(

@@ -15,7 +15,19 @@ import numpy as np
 
 from evocluster.errors import FATAL, ConfigError
 from evocluster.llm.client import LLM
-from evocluster.records import Evaluation, Example, Genome, Item, Json, Score, Split, canonical, digest
+from evocluster.records import (
+    Evaluation,
+    Example,
+    FrozenDict,
+    Genome,
+    Item,
+    Json,
+    Score,
+    Split,
+    born,
+    canonical,
+    digest,
+)
 from evocluster.tasks.calls import Calls
 from evocluster.tasks.code import extend_path, fingerprint
 from evocluster.tasks.dataset import SPLITS, Splits, order
@@ -156,19 +168,22 @@ class Evaluator:
             failures += broken
         quality = 0.0 if failures else self._quality(scores)
         named = self.task.validator.scorer
-        record = Evaluation(
-            item=item,
-            output=execution.output,
-            scores=scores,
-            quality=quality,
-            validator=quality if failures or named is None else scores[named].value,
-            schema_ok=bool(execution.schema_ok),
-            usage=execution.usage,
-            repairs=execution.repairs,
-            flags=tuple(dict.fromkeys(execution.flags + raised)),
-            error="; ".join(failures) or None,
-            judging=judging.usage,
-            trace=[step.model_dump() for step in execution.trace] if self.task.traced else (),
+        record = born(
+            Evaluation,
+            {
+                "item": item,
+                "output": execution.output,
+                "scores": FrozenDict(scores),
+                "quality": quality,
+                "validator": quality if failures or named is None else scores[named].value,
+                "schema_ok": bool(execution.schema_ok),
+                "usage": execution.usage,
+                "repairs": execution.repairs,
+                "flags": tuple(dict.fromkeys(execution.flags + raised)),
+                "error": "; ".join(failures) or None,
+                "judging": judging.usage,
+                "trace": tuple(FrozenDict(vars(step)) for step in execution.trace) if self.task.traced else (),
+            },
         )
         return record, execution
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from string import ascii_uppercase
 from typing import Literal
 
@@ -284,6 +285,7 @@ class Frame:
         return {"json_schema": self._task.json_schema or {"type": "object"}} if self._task.kind == "extraction" else {}
 
 
+@lru_cache(maxsize=100_000)
 def request_seed(example: str, twin: int, replicate: int) -> int:
     """A sampling seed (31 bits) of its own for every item, so that examples do not share sampling noise."""
     return int(digest([example, twin, replicate])[:8], 16) & 0x7FFFFFFF
