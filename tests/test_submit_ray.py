@@ -97,9 +97,9 @@ def project(folder: Path, name: str, latency_s: float) -> Path:
     """A config with data and code of its own; every call of its model takes so long."""
     folder.mkdir()
     (folder / "evals.py").write_text(
-        "from words import SHORT\n\ndef short(output, example):\n    return len(output) in SHORT\n"
+        "from lengths import SHORT\n\ndef short(output, example):\n    return len(output) in SHORT\n"
     )
-    (folder / "words.py").write_text("SHORT = {3, 4}\n")
+    (folder / "lengths.py").write_text("SHORT = {3, 4}\n")
     scorers = [{"kind": "label"}, {"kind": "function", "function": "evals.py:short"}]
     task = {**settings()["task"], "scorers": scorers, "weights": {"short": 0}}
     fake = {**settings()["models"]["fake"], "latency_s": latency_s, "time_scale": 1.0}
