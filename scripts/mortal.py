@@ -126,6 +126,7 @@ class MortalFolder(Folder):
         process = PROCESS.get()
         assert process is not None
         self._process: Process = process
+        self._closed = False
         process.deaths.append(self._let_go)
 
     def of(self, books: Books, clock: Callable[[], float]) -> MortalFolder:
@@ -133,6 +134,11 @@ class MortalFolder(Folder):
         self.books = books
         self._table._clock, self._table._synced = clock, clock()
         return self
+
+    @property
+    def is_held(self) -> bool:
+        """Nobody else may open it: its process lives and has not closed it."""
+        return self._process.alive and not self._closed
 
     def _let_go(self) -> None:
         self._table._release()
@@ -167,4 +173,7 @@ class MortalFolder(Folder):
     def close(self) -> None:
         """See Folder."""
         self._living()
-        super().close()
+        try:
+            super().close()
+        finally:
+            self._closed = True

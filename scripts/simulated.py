@@ -197,8 +197,8 @@ class World:
         self._engine = engine
         self._driving = False
         """The driver lives."""
-        self._holder: Process | None = None
-        """Who has the run folder open."""
+        self._opened: MortalFolder | None = None
+        """The run folder, as it was opened last."""
         self.sittings = 0
 
     def reference(self) -> Outcome:
@@ -337,7 +337,7 @@ class World:
         engine = self._engine(optimizer, runner, folder, facts={"seed": self.plan.seed}, clock=self.loop.time)
         process = PROCESS.get()
         assert process is not None
-        self._holder = process
+        self._opened = folder
         # Nobody reads what the dead would still have written.
         process.deaths.append(lambda: engine.__dict__.update(_write_front=lambda: None, _write_status=lambda *_: None))
         return engine
@@ -410,7 +410,7 @@ class World:
             actor.interrupt.remote()
 
     def _intrude(self, kind: str) -> None:
-        if self._holder is None or not self._holder.alive:
+        if self._opened is None or not self._opened.is_held:
             return
         self.books.fault(kind)
         try:

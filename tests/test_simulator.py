@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -192,6 +193,16 @@ def test_a_storm_of_a_minute_costs_few_calls_and_no_candidate(seed: int) -> None
     assert outcome.violations == []
     assert outcome.injected["429 storm"] > 0
     assert outcome.seconds > 60
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_who_has_closed_the_folder_does_not_hold_it_while_word_of_that_is_on_its_way(seed: int) -> None:
+    full = Plan(seed, 6, 1, 2, 8, 0, disk_full=((16, 1),), late=0.15, late_s=5.0)
+    outcome = simulate(replace(full, intruders=tuple(0.5 + 0.25 * n for n in range(100))))
+    assert outcome.violations == []
+    assert outcome.injected["disk full"] == 1
+    assert outcome.injected["second driver"] > 0
+    assert outcome.sittings == 2
 
 
 def test_every_so_many_seeds_one_is_a_storm() -> None:

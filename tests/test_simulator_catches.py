@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, islice
 from typing import Any
@@ -215,6 +216,11 @@ def test_a_table_that_leaves_a_torn_tail(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_write_that_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Table, "_take_back", lambda *_: None)
     assert caught("disk full").violations
+
+
+def test_a_folder_that_lets_two_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evocluster.engine.folder.lock", lambda _: nullcontext())
+    assert "intruder: a second driver could open the run folder" in caught("second driver").violations
 
 
 def test_a_worker_that_drops_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
