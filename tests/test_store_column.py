@@ -69,7 +69,7 @@ def test_pandas_is_not_imported_for_a_batch() -> None:
 def test_numbers_of_other_types_are_taken_as_pyarrow_takes_them() -> None:
     import numpy as np
 
-    rows: list[dict[str, object]] = [{"n": np.int64(3), "x": np.float64(0.5)}, {"n": 4, "x": 1}]
+    rows: list[dict[str, Any]] = [{"n": np.int64(3), "x": np.float64(0.5)}, {"n": 4, "x": 1}]
     assert arrow.record_batch(rows, {"n": "int64", "x": "float64"}).to_pylist() == [
         {"n": 3, "x": 0.5},
         {"n": 4, "x": 1.0},

@@ -19,8 +19,9 @@ from evocluster.cluster.metrics import Gauges, beating, state
 from evocluster.cluster.nodes import placed
 from evocluster.cluster.runner import RayRunner
 from evocluster.cluster.seats import Layout
-from evocluster.cluster.session import session, settle
+from evocluster.cluster.session import session
 from evocluster.engine.engine import Engine
+from evocluster.engine.garbage import settle
 from evocluster.engine.runner import Runner
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError

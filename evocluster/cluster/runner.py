@@ -22,7 +22,8 @@ from evocluster.cluster.metrics import Counters, beating
 from evocluster.cluster.nodes import Node, NodeHost, placed
 from evocluster.cluster.puller import Puller, SourceGone
 from evocluster.cluster.seats import Layout, Patience, arrange, shares
-from evocluster.cluster.session import settle, unwrapped
+from evocluster.cluster.session import unwrapped
+from evocluster.engine.garbage import settle
 from evocluster.engine.worker import Worker
 from evocluster.errors import EvoclusterError
 from evocluster.llm.stack import Stack

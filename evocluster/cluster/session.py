@@ -7,7 +7,6 @@ usage report; nothing of a worker's output on the user's terminal.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import secrets
@@ -128,15 +127,6 @@ def warn_of_open_token() -> None:
             "Ray's token file %s has mode %04o, and whoever reads it can run code on your clusters: chmod 600 %s",
             *(path, mode, path),
         )
-
-
-def settle() -> None:
-    """What this process has loaded stays: the garbage collector need not go through it again.
-
-    It took a tenth of a worker's CPU at 200 evaluations in flight. For actors, once they are ready.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 async def unwrapped(reference: Any) -> Any:
