@@ -329,7 +329,7 @@ def test_what_a_fenced_writer_still_puts_is_ignored_and_never_acknowledged(uri: 
 
 
 def test_damaged_and_missing_objects_are_refused(uri: str, tmp_path: Path) -> None:
-    depot = Depot(uri, lease=partial(Lease, settle_s=0.1))
+    depot = Depot(uri, lease=partial(Lease, sleep=lambda seconds: None))
     depot.begin()
     depot.put("config.yaml", b"name: x\n", listed=True)
     for number in range(3):
@@ -362,7 +362,7 @@ def failed_at(uri: str, at: int, plan: build.Plan, front: Any) -> bool:
         put(place, name, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Depot.__init__, "__defaults__", (None, partial(Lease, settle_s=0.05)))
+        patch.setattr(Depot.__init__, "__defaults__", (None, partial(Lease, sleep=lambda seconds: None)))
         with patch.context() as broken:
             broken.setattr(Bucket, "put", full)
             with suppress(StoreError):
