@@ -106,9 +106,11 @@ class Actor:
     ) -> None:
         cluster = self._cluster
         late = cluster.network.delay_s(method) + cluster.held_s(caller)
-        cluster.loop.later(late, self._arrive, method, args, answer, copy)
+        cluster.loop.later(late, self._arrive, method, args, answer, copy, self.process)
 
-    def _arrive(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int) -> None:
+    def _arrive(self, method: str, args: tuple[Any, ...], answer: asyncio.Future[Any], copy: int, to: Process) -> None:
+        if to is not self.process:
+            return  # it went to one that died; whoever asked has asked again
         loop = self._cluster.loop
         start = self.born + START_S - loop.time() if self.kind.__name__ == "Puller" else 0.0
         wait = max(start, self._cluster.held_s(self.process))
@@ -119,7 +121,7 @@ class Actor:
         elif not self.process.alive:
             loop.later(self._cluster.detect_s(), self._fail, answer, RayActorError(f"{self.process.name} is dead"))
         elif wait > 0:
-            loop.later(wait, self._arrive, method, args, answer, copy)
+            loop.later(wait, self._arrive, method, args, answer, copy, to)
         else:
             loop.spawn(self._carry_out(method, args, answer, copy), self.process)
 
@@ -162,7 +164,7 @@ class Actor:
             # Whoever asked asks again; the dead do not.
             for answer, (method, args, caller) in list(self._waiting.items()):
                 if caller is None or caller.alive:
-                    self._arrive(method, args, answer, 0)
+                    self._arrive(method, args, answer, 0, self.process)
 
 
 class _Method:

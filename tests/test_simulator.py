@@ -162,6 +162,42 @@ def test_a_call_answers_fails_or_tells_of_a_death_as_rays_do() -> None:
     assert (before, after) == ([True, True], [True, False])
 
 
+def test_what_the_dead_sent_to_the_dead_reaches_nobody_and_the_living_ask_again_once() -> None:
+    class Slow(Still):
+        def delay_s(self, method: str) -> float:
+            """Longer than it takes to live again."""
+            return 10.0
+
+    loop = VirtualLoop(1000)
+    cluster = Cluster(loop, {"here": 2}, Slow(), Random(1))
+    heard: list[tuple[str, float]] = []
+
+    class Listener:
+        async def hear(self, who: str) -> str:
+            """Notes who speaks, and when."""
+            heard.append((who, loop.time()))
+            return who
+
+    async def world() -> str:
+        listener = cluster.start(Listener, "here", lasting=True)
+        dying, living = Process("dying", "here"), Process("living", "here")
+
+        async def ask(who: str) -> str:
+            return str(await listener.hear.remote(who))
+
+        loop.spawn(ask("dying"), dying)
+        asked = loop.spawn(ask("living"), living)
+        await asyncio.sleep(0.1)
+        loop.kill(dying)
+        # Both messages are on their way.
+        loop.kill(listener.process)
+        await asyncio.sleep(100)
+        return str(asked.result())
+
+    assert on(loop, world()) == "living"
+    assert [who for who, _ in heard] == ["living"]
+
+
 @pytest.mark.parametrize("search", range(len(SEARCHES)))
 def test_without_faults_it_is_the_run_of_an_ordinary_event_loop(search: int, tmp_path: Path) -> None:
     product = planned(search)
