@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evocluster.cluster.dispatch import Dispatch, Orders, Report
-from evocluster.cluster.suspects import ALONE, CROWD
+from evocluster.cluster.suspects import ALONE, CROWD, ENOUGH, Suspects, Verdict
 from evocluster.errors import Refused
 from evocluster.records import Genome, Item, Proposal, Trial
 
@@ -252,6 +253,36 @@ async def test_who_kills_is_found_alone_and_the_others_go_free() -> None:
     anew.recall(later)
     anew.submit(on(GENOME, 7))
     assert (await anew.next()).error == later.error
+
+
+def alone_until_guilty(made: Sequence[Proposal]) -> int:
+    """Proposals that kill every worker they are given to, one after the other, round and round; how many died."""
+    suspects = Suspects()
+    verdicts: dict[int, Verdict] = dict.fromkeys((one.number for one in made), "free")
+    deaths = 0
+    while left := [one for one in made if verdicts[one.number] != "guilty"]:
+        for one in left:
+            if suspects.sentence(one):
+                verdicts[one.number] = "guilty"
+                continue
+            deaths += 1
+            suspects.served(2.0)
+            suspects.death()
+            verdicts[one.number] = suspects.died(one, 1.5, verdicts[one.number] == "alone")
+    return deaths
+
+
+COMPANY = 12
+"""Deaths in company, at this rate, before they are no chance."""
+
+
+def test_many_proposals_that_kill_do_not_excuse_each_other() -> None:
+    made = [proposal(number) for number in range(8)]
+    assert alone_until_guilty(made) <= len(made) * (COMPANY + ENOUGH)
+
+
+def test_one_genome_is_found_by_all_the_proposals_that_carry_it_out() -> None:
+    assert alone_until_guilty([on(GENOME, number) for number in range(8)]) <= 8 * COMPANY + ENOUGH
 
 
 async def test_an_ordinary_worker_is_emptied_for_a_suspect() -> None:

@@ -4,7 +4,7 @@ A worker carries dozens of proposals, so its death accuses all of them, and wher
 (spot nodes, memory pressure from outside, chaos tests) innocents die by the dozen. So deaths are weighed: with rate
 deaths a second, a proposal that was under way for t seconds meets one by chance with probability 1 - exp(-rate t),
 and k of them with the product (exponential lifetimes). Who cannot be explained so is carried out alone, and only
-deaths alone convict. Dask's allowed-failures is a plain count, which convicts innocents.
+deaths alone convict. Dask's allowed-failures is a plain count of deaths in company, which convicts innocents.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ CROWD = 2
 """Deaths in company before a proposal is carried out alone."""
 ALONE = 3
 """Deaths alone before a proposal is quarantined."""
+ENOUGH = 6
+"""Deaths alone that are no longer put down to chance: where a proposal dies of it this often, none would ever end."""
 SUSPICIOUS = 1e-3
 """It is carried out alone when its deaths are less probable than this by chance."""
 CERTAIN = 1e-6
@@ -43,6 +45,7 @@ def subject(proposal: Proposal) -> str:
 class _Record:
     """Seconds a proposal was under way before each of its deaths."""
 
+    subject: str
     crowd: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
 
@@ -74,14 +77,17 @@ class Suspects:
         name = subject(proposal)
         if name in self._quarantined:
             return "guilty"
-        record = self._records.setdefault(proposal.number, _Record())
+        record = self._records.setdefault(proposal.number, _Record(name))
         (record.alone if alone else record.crowd).append(seconds)
         served = max(1.0, self._served_s + living_s)
+        # Where one genome ends worker after worker, in proposal after proposal, that must not pass for the usual.
+        its = [one for one in self._records.values() if one.subject == name]
+        alone_s = [each for one in its for each in one.alone]
         # What the others met tells how often one dies here; before the sentence its own deaths in company count too.
-        elsewhere = self._deaths - len(record.alone)
-        if len(record.alone) >= ALONE and _chance(record.alone, elsewhere / served) < CERTAIN:
-            self._quarantined[name] = _sentence(name, record)
-            del self._records[proposal.number]
+        elsewhere = self._deaths - len(alone_s)
+        if len(alone_s) >= ALONE and (len(alone_s) >= ENOUGH or _chance(alone_s, elsewhere / served) < CERTAIN):
+            self._quarantined[name] = _sentence(name, len(alone_s), sum(len(one.crowd) for one in its))
+            self._records = {number: one for number, one in self._records.items() if one.subject != name}
             return "guilty"
         if record.alone:
             return "alone"
@@ -113,10 +119,10 @@ def _chance(seconds: list[float], rate: float) -> float:
     return math.prod(1 - math.exp(-max(rate, CALM) * max(one, 1e-3)) for one in seconds)
 
 
-def _sentence(name: str, record: _Record) -> str:
+def _sentence(name: str, alone: int, crowd: int) -> str:
     who = name if name.startswith("proposal ") else f"genome {name}"
     return (
-        f"worker: {who} is quarantined: {len(record.alone)} worker processes died while they carried out nothing else, "
-        f"{len(record.crowd)} before that in company; look for what takes the memory or crashes the process: a native "
+        f"worker: {who} is quarantined: {alone} worker processes died while they carried out nothing else, "
+        f"{crowd} before that in company; look for what takes the memory or crashes the process: a native "
         "library, a function of the task"
     )
