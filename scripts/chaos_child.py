@@ -86,9 +86,8 @@ class Saboteur:
 
     def install(self) -> None:
         """Stand before the functions of the operating system, and the named one."""
-        import diskcache
-
         from evocluster.store import arrow
+        from evocluster.store.cache import DiskCache
 
         self._before(os, "write", "write", _of_handle, half=lambda do, handle, rest: do(handle, rest[: len(rest) // 2]))
         self._before(os, "fsync", "sync", _of_handle)
@@ -100,7 +99,7 @@ class Saboteur:
         self._before(os, "open", "create", _created)
         self._before(Path, "write_text", "text", lambda path, *_, **__: path, half=_half_text)
         self._before(arrow, "write_part", "part", lambda path, *_: path, half=_torn)
-        self._before(diskcache.Cache, "set", "put", lambda cache, *_, **__: cache.directory)
+        self._before(DiskCache, "_insert", "put", lambda cache, _: cache._cache.directory, half=_half_rows)
         if self._fault is not None and self._fault.call:
             module, _, name = self._fault.call.partition(":")
             owner: Any = importlib.import_module(module)
@@ -190,6 +189,10 @@ def _created(path: Any, flags: int, *_: Any, **__: Any) -> Any:
 
 def _half_text(do: Callable[..., Any], path: Path, text: str, **how: Any) -> None:
     do(path, text[: len(text) // 2], **how)
+
+
+def _half_rows(do: Callable[..., Any], cache: Any, rows: Sequence[Any]) -> None:
+    do(cache, rows[: (len(rows) + 1) // 2])
 
 
 def _torn(do: Callable[..., Any], path: Path, *rest: Any) -> None:

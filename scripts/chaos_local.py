@@ -38,7 +38,7 @@ POINTS: dict[str, Fault] = {
     "trials folder made": Fault("kill", 1, "mkdir", "trials", side="after"),
     "before examples.jsonl is in place": Fault("kill", 1, "rename", "examples.jsonl"),
     "before a cache put": Fault("kill", 3, call="evocluster.store.cache:DiskCache.put_many"),
-    "in a cache transaction": Fault("kill", 12, "put"),
+    "in a cache transaction": Fault("kill", 3, "put", side="half"),
     "after a cache put": Fault("kill", 3, call="evocluster.store.cache:DiskCache.put_many", side="after"),
     "genome line half written": Fault("kill", 3, "write", "genomes.jsonl", side="half"),
     "after a genome line": Fault("kill", 3, "write", "genomes.jsonl", side="after"),

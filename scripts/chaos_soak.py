@@ -181,15 +181,21 @@ def main() -> None:
 
 
 def _free(cpus: float | None) -> tuple[float | None, list[str]]:
-    """CPUs that are free, and actors alive, once killed ones had a moment to go."""
+    """CPUs that are free, and actors alive, once killed ones had a moment to go.
+
+    The keeper of limits takes no CPU, may serve other runs, and ends by itself when nobody has asked it for a while.
+    """
     import ray
     from ray._private.state import actors
 
-    ends = time.monotonic() + 10
+    from evocluster.cluster.limits import IDLE_S
+
+    over, ends = (time.monotonic() + wait_s for wait_s in (10, IDLE_S + 20))
     while True:
         free = ray.available_resources().get("CPU")  # type: ignore[no-untyped-call]
         alive = [one["ActorClassName"] for one in actors().values() if one["State"] == "ALIVE"]
-        if (free == cpus and not alive) or time.monotonic() >= ends:
+        wanted = ends if free == cpus and alive == ["LimitsKeeper"] else over
+        if (free == cpus and not alive) or time.monotonic() >= wanted:
             return free, alive
         time.sleep(0.2)
 

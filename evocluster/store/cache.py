@@ -122,9 +122,7 @@ class DiskCache:
         with self._guard(), self._cache.transact():
             there = self._there(list(sealed))
             now = time.time()
-            rows = [(key, now, now, _MODE_RAW, payload) for key, payload in sealed.items() if key not in there]
-            # As `Cache.set` does for a new key, but all of them at once: in half the time.
-            self._cache._con.executemany(_INSERT, rows)
+            self._insert([(key, now, now, _MODE_RAW, payload) for key, payload in sealed.items() if key not in there])
             for key in there:
                 self._cache.set(key, sealed[key])
         self._counts["puts"] += len(sealed)
@@ -138,6 +136,10 @@ class DiskCache:
         """Close the database; the next call opens it again."""
         with self._guard():
             self._cache.close()
+
+    def _insert(self, rows: Sequence[tuple[str, float, float, int, bytes]]) -> None:
+        """As `Cache.set` does for a new key, but for all of them at once: in half the time."""
+        self._cache._con.executemany(_INSERT, rows)
 
     def _there(self, keys: Sequence[str]) -> set[str]:
         """Those that have a row."""
