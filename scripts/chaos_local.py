@@ -135,9 +135,9 @@ def driver_killed(terms: Terms) -> Row:
     with bred(terms) as (stage, nursery, whole):
         faults = list(POINTS.values())
         sides = ("before", "half", "after")
-        for _ in range(5 if terms.short else 150):
+        for _ in range(5 if terms.short else 160):
             faults.append(Fault("kill", draw.randint(1, len(whole.operations)), side=draw.choice(sides)))  # type: ignore[arg-type]
-        for _ in range(3 if terms.short else 100):
+        for _ in range(3 if terms.short else 120):
             faults.append(Fault("kill", after_s=round(draw.uniform(0.05, whole.seconds), 3)))
         anew = 0
         for fault in faults:

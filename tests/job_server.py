@@ -45,6 +45,8 @@ class JobServer:
     jobs: dict[str, Played] = field(default_factory=dict)
     packages: dict[str, bytes] = field(default_factory=dict)
     uploads: int = 0
+    agentless: int = 0
+    """So many requests to start a job come before there is an agent to start it."""
     on_submit: Callable[[JobServer, Played], None] = lambda server, job: None
     cuts: list[int] = field(default_factory=list)
     """After so many characters the next tails break off."""
@@ -132,6 +134,9 @@ class JobServer:
     async def _submit(self, request: web.Request) -> web.Response:
         body = await request.json()
         id = body["submission_id"]
+        if self.agentless:
+            self.agentless -= 1
+            return web.Response(status=500, text="No available agent to submit job, please try again later.")
         if id in self.jobs:
             return web.Response(status=500, text=f"Traceback:\nValueError: Job with submission_id {id} already exists.")
         self.jobs[id] = Played(body)

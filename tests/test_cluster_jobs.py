@@ -29,7 +29,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
 def server(shared: JobServer) -> JobServer:
     """As after its start."""
     fresh = JobServer(shared.folder)
-    for name in ("token", "ray_version", "on_submit", "cuts", "tails", "down", "silent", "uploads"):
+    for name in ("token", "ray_version", "on_submit", "cuts", "tails", "down", "silent", "uploads", "agentless"):
         setattr(shared, name, getattr(fresh, name))
     shared.jobs.clear()
     shared.packages.clear()
@@ -68,6 +68,21 @@ async def test_an_old_ray_is_refused_by_both_versions(server: JobServer) -> None
     async with Jobs(server.url, TOKEN) as jobs:
         with pytest.raises(ConfigError, match=r"Ray 2\.9\.3; evocluster needs 2\.60"):
             await jobs.version()
+
+
+async def test_a_head_that_is_still_starting_is_waited_for(server: JobServer) -> None:
+    server.agentless = 2
+    async with Jobs(server.url, TOKEN, agent_s=3.0) as jobs:
+        await jobs.submit("one", "true", {}, {})
+    assert list(server.jobs) == ["one"]
+
+
+async def test_a_head_without_an_agent_says_which_port_to_give(server: JobServer) -> None:
+    server.agentless = 1000
+    async with Jobs(server.url, TOKEN, agent_s=0.05) as jobs:
+        with pytest.raises(JobError, match=r"no agent.*52365.*--dashboard-agent-listen-port"):
+            await jobs.submit("one", "true", {}, {})
+    assert not server.jobs
 
 
 async def test_an_id_is_given_out_once(server: JobServer) -> None:

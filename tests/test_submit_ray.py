@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -44,11 +45,17 @@ class Head(NamedTuple):
 
 
 def _ports(count: int) -> list[int]:
+    """Free ports below those that the system gives out by itself: nobody else comes by them before Ray binds them."""
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+            each = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("0.0.0.0", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head` in a process group of its own, with its files in a short temporary folder."""
     folder = Path("/tmp") / f"evo-{secrets.token_hex(4)}"  # sockets of Ray have paths of 107 characters at most
     folder.mkdir(mode=0o700)
-    port, dashboard, listen, grpc, metrics, client = _ports(6)
+    port, dashboard, listen, metrics, client = _ports(5)
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
     ours = {name: value for name, value in mine.items() if name != "PYTHONPATH"}
@@ -67,8 +74,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *(f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"),
         *(f"--temp-dir={folder / 'ray'}", f"--dashboard-agent-listen-port={listen}"),
-        *(f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}"),
-        *(f"--ray-client-server-port={client}", "--object-store-memory=134217728"),
+        *(f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}"),
+        "--object-store-memory=134217728",
     ]
     with (folder / "head.log").open("wb") as log:
         started = subprocess.Popen(words, env=theirs, stdout=log, stderr=log, start_new_session=True)

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from evocluster.errors import ConfigError, JobError, JobServerAway, RunExists
 
 CALL_S = 30.0
 UPLOAD_S = 600.0
+AGENT_S = 60.0
+"""A head that has just been started may take no jobs for so long: the agent that starts them is not there yet."""
 QUIET_S = 5.0
 """A log that says nothing for so long is asked after: a connection may be dead without a sign."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -110,11 +113,20 @@ class Jobs:
     Raises, all of them: errors.JobServerAway while it does not answer; errors.JobError for what it refuses.
     """
 
-    def __init__(self, address: str, token: str | None = None, *, call_s: float = CALL_S, quiet_s: float = QUIET_S):
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        *,
+        call_s: float = CALL_S,
+        quiet_s: float = QUIET_S,
+        agent_s: float = AGENT_S,
+    ):
         self.address = checked(address)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._call_s = call_s
         self._quiet_s = quiet_s
+        self._agent_s = agent_s
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -147,14 +159,24 @@ class Jobs:
         return f"gcs://{name}"
 
     async def submit(self, id: str, command: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-        """Start a job. Raises: errors.RunExists where its id was used before."""
+        """Start a job, waiting for the agent of a head that is still starting.
+
+        Raises: errors.RunExists where its id was used before.
+        """
         body = {"entrypoint": command, "submission_id": id, "runtime_env": runtime_env, "metadata": metadata}
-        try:
-            await self._call("POST", "/api/jobs/", json=body)
-        except JobError as error:
-            if "already exists" in str(error):
-                raise RunExists(f"the cluster at {self.address} has had a job {id!r} already") from None
-            raise
+        ends = time.monotonic() + self._agent_s
+        while True:
+            try:
+                await self._call("POST", "/api/jobs/", json=body)
+                return
+            except JobError as error:
+                if "already exists" in str(error):
+                    raise RunExists(f"the cluster at {self.address} has had a job {id!r} already") from None
+                if "No available agent" not in str(error):
+                    raise
+                if time.monotonic() >= ends:
+                    raise self._no_agent() from None
+            await asyncio.sleep(min(1.0, self._agent_s))
 
     async def find(self, id: str) -> Job | None:
         """A job, or None where the server knows none of this id."""
@@ -245,6 +267,14 @@ class Jobs:
         return JobServerAway(
             f"no job server answers at {self.address}: {why}; is the cluster up, and is its port forwarded "
             "(ray dashboard cluster.yaml, or ssh -N -L 8265:127.0.0.1:8265 HEAD)?"
+        )
+
+    def _no_agent(self) -> JobError:
+        return JobError(
+            f"the head at {self.address} has had no agent that starts jobs for {self._agent_s:.0f} s: Ray goes on "
+            "without it where its port is taken (52365 unless given; dashboard_agent.log in the head's "
+            "/tmp/ray/session_latest/logs says so). Start the head with ray start --head "
+            "--dashboard-agent-listen-port=PORT, a free one"
         )
 
     def _refused(self, status: int, text: str) -> JobError:
