@@ -112,6 +112,7 @@ def test_the_order_of_learning_changes_nothing(order: list[int]) -> None:
         ((), ("c", "d"), 0, 0),
         ("Sort the message.", "Sort the message please.", 0.5, 0.95),
         (True, False, 0, 0),
+        ([{"a": 1}], [{"a": 1}, {"b": 2}], 0.5, 0.5),
     ],
 )
 def test_alike(one: object, other: object, low: float, high: float) -> None:
@@ -119,17 +120,22 @@ def test_alike(one: object, other: object, low: float, high: float) -> None:
     assert alike(one, other) == alike(other, one)
 
 
+NUMBERS = st.one_of(st.integers(-2, 2), st.sampled_from([0.5, 1.0, 2.0, -0.0, 1e-3, 2**60, 2**60 + 1]))
+LISTS = st.lists(st.sampled_from(["d1", "d2", "d3", "d4"]), max_size=4)
 VALUES = st.one_of(
     st.booleans(),
-    st.integers(-2, 2),
-    st.sampled_from([0.5, 1.0, 2.0, -0.0]),
+    NUMBERS,
     st.sampled_from(["a", "say yes", "say no", "say no or yes"]),
-    st.lists(st.sampled_from(["d1", "d2", "d3"]), max_size=3),
+    LISTS,
     st.just({"deep": [1]}),
+    st.lists(st.sampled_from([{"deep": 1}, {"deep": 2}]), min_size=1, max_size=2),
+)
+PAIRS = st.one_of(
+    *(st.lists(st.tuples(one, other), min_size=1, max_size=12) for one, other in ((VALUES, VALUES), (NUMBERS, LISTS)))
 )
 
 
-@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=12), st.lists(st.booleans(), min_size=12, max_size=12))
+@given(PAIRS, st.lists(st.booleans(), min_size=12, max_size=12))
 def test_remembered_likeness_is_that_of_every_pair_to_the_last_bit(
     pairs: list[tuple[Json, Json]], stays: list[bool]
 ) -> None:

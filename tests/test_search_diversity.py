@@ -12,7 +12,7 @@ from search_world import drive, search
 
 from evocluster.records import Evaluation, Genome, Item, Usage
 from evocluster.search.budget import Budget
-from evocluster.search.diversity import distinct, near, slack, twins
+from evocluster.search.diversity import distinct, near, same, slack, twins
 from evocluster.search.feasible import NONE, Limits
 from evocluster.search.objectives import FOUR, Composite, Floats, Objective, Tally
 from evocluster.search.population import Individual, Population
@@ -103,6 +103,10 @@ def test_laws_of_twins(table: tuple[list[list[int]], list[list[float]]]) -> None
             assert both.sum() >= 8
             assert (outcomes[at] == outcomes[first])[both].all()
             assert near(values[[first]], room[[first]], values[at], room[at]).all()
+    for at in range(len(values)):
+        firsts = [one for one in range(at) if found[one] == one]
+        alike = near(values[firsts], room[firsts], values[at], room[at]) & same(outcomes[firsts], outcomes[at])
+        assert found[at] == next((one for one, is_so in zip(firsts, alike, strict=True) if is_so), at)
     kept = [at for at, first in enumerate(found.tolist()) if at == first]
     assert twins(values[kept], room[kept], outcomes[kept]).tolist() == list(range(len(kept)))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ DIGITS = 8
 """Decimals of a belief."""
 ROUNDS = 3
 """Of the two-way fit."""
+EXACT = 2**53
+"""Whole numbers below it are floats without loss."""
 
 
 class Belief(NamedTuple):
@@ -187,6 +189,10 @@ class _Values:
     def __init__(self) -> None:
         self._known: list[Json] = []
         """Those that differ."""
+        self._numbers = np.zeros(0)
+        """The same where all are numbers."""
+        self._parts: list[tuple[frozenset[object], int]] = []
+        """What they have in them, and how many, where all are sequences that have something."""
         self._places: dict[tuple[type, Json], int] = {}
         """Type and value -> its place among them."""
         self._alike = np.ones((0, 0))
@@ -210,6 +216,7 @@ class _Values:
             grown[count, :count] = grown[:count, count] = self._compared(value)
             self._alike = grown
             self._known.append(value)
+            self._note([value])
         self._at = np.append(self._at, place)
 
     def keep(self, stay: Sequence[int]) -> None:
@@ -217,9 +224,26 @@ class _Values:
         used, self._at = np.unique(self._at[stay], return_inverse=True)
         self._alike = self._alike[np.ix_(used, used)]
         self._known = [self._known[int(old)] for old in used]
+        self._numbers, self._parts = np.zeros(0), []
+        self._note(self._known)
         self._places = {_key(value): place for place, value in enumerate(self._known)}
 
+    def _note(self, come: Sequence[Json]) -> None:
+        """Values that are known from now on, in a form that is compared fast."""
+        before = len(self._known) - len(come)
+        if before == len(self._numbers) and all(is_number(value) and abs(value) < EXACT for value in come):
+            self._numbers = np.append(self._numbers, np.array(come, dtype=np.float64))
+        if before == len(self._parts) and all(isinstance(value, list | tuple) and value for value in come):
+            self._parts += [(_members(value), len(value)) for value in come]
+
     def _compared(self, value: Json) -> Floats:
+        """How alike a value is to each that is known; see `alike`."""
+        count = len(self._known)
+        if count == len(self._numbers) and is_number(value) and abs(value) < EXACT:
+            return np.asarray(_distance(float(value), self._numbers))
+        if count == len(self._parts) and isinstance(value, list | tuple) and value:
+            own = _members(value), len(value)
+            return np.array([_shared(*own, *other) for other in self._parts], dtype=np.float64)
         return np.array([alike(value, other) for other in self._known], dtype=np.float64)
 
 
@@ -263,7 +287,7 @@ def alike(one: Json, other: Json) -> float:
     if one == other:
         return 1.0
     if is_number(one) and is_number(other):
-        return float(np.exp(-2 * abs(one - other) / (abs(one) + abs(other) + 1e-9)))
+        return float(_distance(one, other))
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return _overlap(one, other)
     if isinstance(one, str) and isinstance(other, str) and " " in one and " " in other:
@@ -271,10 +295,26 @@ def alike(one: Json, other: Json) -> float:
     return 0.0
 
 
+def _distance(one: Any, other: Any) -> Any:
+    """Of numbers, by the sum of their sizes; 1 where they are equal, exp(-2) where one is nothing or of other sign."""
+    return np.exp(-2 * abs(one - other) / (abs(one) + abs(other) + 1e-9))
+
+
 def _overlap(one: Sequence[Json], other: Sequence[Json]) -> float:
     """Half for being about as many, half for having the same."""
     if not one or not other:
         return 0.0
-    first, second = set(one), set(other)
-    size = min(len(one), len(other)) / max(len(one), len(other))
-    return 0.5 * size + 0.5 * len(first & second) / len(first | second)
+    return _shared(_members(one), len(one), _members(other), len(other))
+
+
+def _members(values: Sequence[Json]) -> frozenset[object]:
+    try:
+        return frozenset(values)
+    except TypeError:  # see `_key`
+        return frozenset(map(canonical, values))
+
+
+def _shared(first: frozenset[object], count: int, second: frozenset[object], size: int) -> float:
+    both = len(first & second)
+    alike_in_size = min(count, size) / max(count, size)
+    return 0.5 * alike_in_size + 0.5 * both / (len(first) + len(second) - both)

@@ -37,13 +37,25 @@ def twins(values: Floats, slack: Floats, outcomes: Floats) -> Ints:
     as errors are; `outcomes` [n, objectives, examples], NaN where unknown: and where all that both know is equal.
     """
     found = np.arange(len(values))
-    for at in range(1, len(values)):
-        first = np.flatnonzero(found[:at] == np.arange(at))
-        first = first[near(values[first], slack[first], values[at], slack[at])]
+    close = np.tril(_close(values, slack), -1)
+    for at in np.flatnonzero(close.any(axis=1)).tolist():
+        first = np.flatnonzero(close[at, :at] & (found[:at] == np.arange(at)))
         first = first[same(outcomes[first], outcomes[at])]
         if len(first):
             found[at] = first[0]
     return found
+
+
+def _close(values: Floats, slack: Floats) -> NDArray[np.bool_]:
+    """[n, n]: see `near`, each row with each."""
+    close = np.ones((len(values), len(values)), dtype=bool)
+    for own, mine in zip(values.T, slack.T, strict=True):
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(own[:, None] - own)
+        # As in `near`, what neither was measured at does not tell them apart.
+        apart[np.isnan(apart)] = 0.0
+        close &= apart <= np.hypot(mine[:, None], mine)
+    return close
 
 
 def same(outcomes: NDArray[Any], one: NDArray[Any]) -> NDArray[np.bool_]:
