@@ -89,6 +89,8 @@ class ModelError(EvoclusterError):
     """The endpoint may have answered, and charged for it, although nothing usable came back."""
     used: Any = None
     """records.Usage: what the failed call may have cost, as llm.charged reckons it; None where it cost nothing."""
+    billed: int = 0
+    """How many of its requests the endpoint may have charged for."""
 
 
 class Unreachable(ModelError):

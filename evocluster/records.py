@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -222,6 +222,17 @@ class Proposal(Record):
 _QUARANTINED = re.compile(r"^worker: genome ([0-9a-f]{16}) is quarantined: ")
 
 
+LOST = "lost"
+"""In the notes of a trial: see Trial.lost."""
+
+
+class Lost(NamedTuple):
+    """What was charged, or may have been, for nothing."""
+
+    calls: int = 0
+    usd: float = 0.0
+
+
 class Trial(Record):
     """A proposal carried out. `error` tells why no genome could be made; single failures are in the evaluations."""
 
@@ -234,7 +245,8 @@ class Trial(Record):
     spend: tuple[Spend, ...] = ()
     """The same and all of the evaluations' calls again, by model and purpose: for accounts only."""
     notes: FrozenMap = FrozenDict()
-    """What the operator tells besides the genome, as JSON: the change it made, the mutation prompt it used."""
+    """What the operator tells besides the genome, as JSON: the change it made, the mutation prompt it used; and
+    `lost`, where there is anything."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Its evaluations as plain dicts: written and read in half the time."""
@@ -246,6 +258,12 @@ class Trial(Record):
         """The id of the genome that is carried out no more because it ends the processes that do, if that is why."""
         found = _QUARANTINED.match(self.error or "")
         return found[1] if found else None
+
+    @property
+    def lost(self) -> Lost:
+        """What requests that failed, and were repeated or given up, may have been charged besides `total`."""
+        found = self.notes.get(LOST)
+        return Lost(found["calls"], found["usd"]) if found else Lost()
 
     @property
     def total(self) -> Usage:

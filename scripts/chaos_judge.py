@@ -14,10 +14,13 @@ at the moment of a fault, which answers were acknowledged, because each answer c
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from evocluster.records import LOST
 
 Entry = tuple[str, float, float]
 """(digest of a request, arrived_s, answered_s or 0)"""
@@ -170,7 +173,9 @@ def _key(row: Mapping[str, Any]) -> Key:
 
 
 def _steady(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if not name.endswith(UNSTEADY)}
+    # What was lost to connections that broke off is also of the faults.
+    notes = {name: value for name, value in json.loads(row.get("notes") or "{}").items() if name != LOST}
+    return {**{name: value for name, value in row.items() if not name.endswith(UNSTEADY)}, "notes": notes}
 
 
 def front(found: Any, calm: Any) -> Verdict:

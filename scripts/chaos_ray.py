@@ -215,6 +215,8 @@ def _orphan(here: Scene) -> None:
     below = [process for process in here.sitting.tree() if not title(process).startswith(AGENTS)]
     kill(here.sitting.pid)
     _, left = psutil.wait_procs(below, timeout=30)
+    # One that was just being started had no title yet.
+    left = [process for process in left if not title(process).startswith(AGENTS)]
     if left:
         here.verdict += complaint(f"outlived their driver by 30 s: {sorted(title(one) for one in left)}")
     here.sitting.end()

@@ -25,7 +25,7 @@ from evocluster.llm.limits import Limited
 from evocluster.llm.prices import Price
 from evocluster.llm.quota import Terms
 from evocluster.llm.stack import Stack
-from evocluster.records import Usage
+from evocluster.records import LOST, Lost, Proposal, Trial, Usage
 from evocluster.tasks.calls import Calls
 
 PRICE = Price(prompt_usd_per_mtok=1, completion_usd_per_mtok=2)
@@ -105,6 +105,7 @@ async def no_pause(seconds: float) -> None:
 
 
 REQUEST = chat("hi", max_tokens=5)
+PROPOSAL = Proposal(number=0, operator="mutate", parents=())
 
 
 async def test_every_account_on_the_way_adds_a_failure_once() -> None:
@@ -122,13 +123,18 @@ async def test_a_failure_pays_for_every_attempt_that_may_have_been_worked_on() -
     for used in (meter.usage, accounts.lines()[0].usage, calls.usage):
         assert (used.calls, used.usd) == (1, each.usd)
         assert used.paid_usd == pytest.approx(3 * each.paid_usd)
+    assert accounts.noted({}) == {LOST: {"calls": 2, "usd": pytest.approx(2 * each.paid_usd)}}, "one is its own"
 
 
 async def test_what_lost_attempts_may_have_cost_is_paid_but_no_price_of_the_answer() -> None:
     reply, meter, accounts, calls = await asked("cut", "full", "cut", "ok")
     assert isinstance(reply, Reply)
     lost = 2 * charge(BadReply("x"), REQUEST, PRICE).paid_usd
-    assert reply.extra_usd == pytest.approx(lost)
+    assert reply.extra_usd == reply.lost_usd == pytest.approx(lost)
+    assert reply.lost_calls == 2
+    noted = accounts.noted({"change": "x"})
+    assert noted == {"change": "x", LOST: {"calls": 2, "usd": pytest.approx(lost)}}
+    assert Trial(proposal=PROPOSAL, notes=noted).lost == Lost(2, lost)
     for used in (meter.usage, accounts.lines()[0].usage, calls.usage):
         assert (used.calls, used.usd) == (1, 0.25)  # the attempt that was refused cost nothing
         assert used.paid_usd == pytest.approx(0.25 + lost)

@@ -14,8 +14,10 @@ from evocluster.engine.worker import Accounts
 from evocluster.errors import ModelError, Overloaded, Refused
 from evocluster.llm.cached import LocalCache
 from evocluster.llm.client import LLM, Reply, Request
+from evocluster.llm.fallbacks import Fallbacks, Others
 from evocluster.llm.scripted import Scripted
 from evocluster.llm.stack import Stack
+from evocluster.records import LOST, Usage
 
 
 class Moody(Scripted):
@@ -146,3 +148,31 @@ def test_all_shut_a_rewrite_waits_for_the_model_it_named() -> None:
         await stack.close()
 
     virtually(scenario())
+
+
+def failed(billed: int, usd: float) -> ModelError:
+    error = Overloaded("down")
+    error.billed, error.used = billed, Usage(calls=1, paid_usd=usd)
+    return error
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_what_the_models_before_were_charged_is_told(answers: bool) -> None:
+    said = {"first": failed(2, 0.5), "second": failed(1, 0.25)}
+
+    async def llm(request: Request) -> Reply:
+        if answers and request.model == "third":
+            return Reply(text="x", prompt_tokens=1, completion_tokens=1, usd=0.125, seconds=1)
+        raise said.get(request.model) or failed(0, 0.0)
+
+    models = dict.fromkeys(("first", "second", "third"), Scripted().abilities)
+    both = Fallbacks(llm, Others({"first": ("second", "third")}, models, lambda name: False))
+    accounts = Accounts(both)
+    if not answers:
+        with pytest.raises(Overloaded) as failure:
+            await accounts(request("rewrite", "write"))
+        assert (failure.value.billed, failure.value.used) == (3, Usage(calls=1, paid_usd=0.75))
+    else:
+        reply = await accounts(request("rewrite", "write"))
+        assert (reply.lost_calls, reply.lost_usd, reply.extra_usd) == (3, 0.75, 0.75)
+    assert accounts.noted({}) == {LOST: {"calls": 3 if answers else 2, "usd": 0.75}}

@@ -181,7 +181,10 @@ def test_a_cache_that_lets_everybody_make_the_same(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_budget_that_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ledger, "lacks", lambda self, calls, usd: "calls" if self.spent.calls > 45 else None)
+    def lacks(self: Ledger, calls: int, usd: float, over: int | None = None) -> str | None:
+        return "calls" if self.spent.calls > 45 else None
+
+    monkeypatch.setattr(Ledger, "lacks", lacks)
     limited = next(index for index, search in enumerate(SEARCHES) if "calls" in search["budget"])
     wrong = simulate(Plan(1, limited, 1, 2, 8, 0, overloaded=0.1)).violations
     assert any("calls, the cap is" in violation for violation in wrong)

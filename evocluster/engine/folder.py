@@ -77,8 +77,8 @@ COLUMNS: Mapping[str, str] = {
 failed. `scores` is JSON {scorer: {"value", "reason"}}; cost_usd is at list price, paid_usd leaves cached calls out;
 `seconds` is the latency again, to the last bit, for replay. judge_*: what scoring took. `trace` is a JSON list of
 {purpose, prompt, reply}, null where steps are not recorded. `spend`, on the first row of a trial, is a JSON list of
-what the whole trial took by model and purpose; `notes`, there too, is JSON of what the operator tells
-besides the genome. New columns come last: folders of earlier versions lack them."""
+what the whole trial took by model and purpose; `notes`, there too, is JSON of what the operator tells besides the
+genome, and of what was `lost` (records.Trial). New columns come last: folders of earlier versions lack them."""
 
 
 LIVE = ("run.json", "genomes.jsonl")

@@ -16,7 +16,7 @@ import numpy as np
 from evocluster import telemetry
 from evocluster.errors import FATAL, EvoclusterError, ModelError
 from evocluster.llm.client import LLM, Cache, Reply, Request, usage
-from evocluster.records import Evaluation, Example, Genome, Item, Json, Proposal, Spend, Split, Trial, Usage
+from evocluster.records import LOST, Evaluation, Example, Genome, Item, Json, Lost, Proposal, Spend, Split, Trial, Usage
 from evocluster.redaction import redacted
 from evocluster.search.operators import Child, Operator
 from evocluster.search.space import Space
@@ -81,15 +81,30 @@ class Accounts:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._used: dict[tuple[str, str], list[Usage]] = {}
+        self._lost: list[Lost] = []
 
     async def __call__(self, request: Request) -> Reply:
         try:
             reply = await self._llm(request)
         except ModelError as failure:
-            self._add((request.model, request.purpose), failure.used or Usage())
+            used = failure.used or Usage()
+            self._add((request.model, request.purpose), used)
+            self._lose(max(0, failure.billed - used.calls), used.paid_usd - used.usd)
             raise
         self._add((reply.answered_by or request.model, request.purpose), usage(reply))
+        self._lose(reply.lost_calls, reply.lost_usd)
         return reply
+
+    def _lose(self, calls: int, usd: float) -> None:
+        if calls:
+            self._lost.append(Lost(calls, max(0.0, usd)))
+
+    def noted(self, notes: Mapping[str, Json]) -> dict[str, Json]:
+        """These notes of a trial, and what was lost."""
+        if not self._lost:
+            return dict(notes)
+        lost = {"calls": sum(one.calls for one in self._lost), "usd": fsum(one.usd for one in self._lost)}
+        return {**notes, LOST: lost}
 
     def _add(self, key: tuple[str, str], used: Usage) -> None:
         self._used.setdefault(key, []).append(used)
@@ -198,7 +213,9 @@ class Worker:
         except (EvoclusterError, ValueError, ArithmeticError, LookupError, TypeError) as failure:
             kind = "model" if isinstance(failure, ModelError) else f"operator {proposal.operator}"
             error = redacted(f"{kind}: {type(failure).__name__}: {failure}")
-            return Trial(proposal=proposal, usage=meter.usage, error=error, spend=accounts.lines())
+            return Trial(
+                proposal=proposal, usage=meter.usage, error=error, spend=accounts.lines(), notes=accounts.noted({})
+            )
         evaluations = await self._evaluate(proposal.items, child.genome, accounts, freed)
         return Trial(
             proposal=proposal,
@@ -206,7 +223,7 @@ class Worker:
             evaluations=tuple(evaluations),
             usage=meter.usage,
             spend=accounts.lines(),
-            notes=dict(child.notes),
+            notes=accounts.noted(child.notes),
         )
 
     async def _make(self, proposal: Proposal, llm: LLM) -> Child:

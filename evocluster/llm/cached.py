@@ -205,7 +205,7 @@ class _Batcher(Generic[T, R]):
                 self._unclaimed(item, answer)
 
 
-_THIS_TIME = {"extra_usd", "answered_by"}
+_THIS_TIME = {"extra_usd", "lost_calls", "lost_usd", "answered_by"}
 
 
 class _Stored(Record):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import ceil
 
 from evocluster.errors import ModelError
-from evocluster.llm.client import Request
+from evocluster.llm.client import Reply, Request
 from evocluster.llm.prices import Price
 from evocluster.records import Usage
 
@@ -27,6 +27,16 @@ def charge(error: ModelError, request: Request, price: Price) -> Usage:
     asked, allowed = prompt_tokens(request), request.max_tokens
     usd = price.cost(asked, allowed)
     return Usage(calls=1, prompt_tokens=asked, completion_tokens=allowed, usd=usd, paid_usd=usd)
+
+
+def after(reply: Reply, lost_calls: int, lost_usd: float) -> Reply:
+    """A reply that came after requests which failed and may be charged for."""
+    more = {
+        "extra_usd": reply.extra_usd + lost_usd,
+        "lost_calls": reply.lost_calls + lost_calls,
+        "lost_usd": reply.lost_usd + lost_usd,
+    }
+    return reply.model_copy(update=more)
 
 
 def prompt_tokens(request: Request) -> int:

@@ -68,6 +68,10 @@ class Reply(Record):
     """True when replayed from the cache: nothing was paid."""
     extra_usd: float = 0.0
     """US dollars that other requests for this answer, lost or called off, may have cost: paid, but not its price."""
+    lost_calls: int = 0
+    """Requests for this answer that failed, and that the endpoint may have charged for."""
+    lost_usd: float = 0.0
+    """What they may have cost; part of `extra_usd`."""
     answered_by: str | None = None
     """Name of the model that answered in place of the one asked; never of an evaluation or a judgement."""
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from evocluster.errors import ModelError
+from evocluster.llm.charged import after
 from evocluster.llm.client import LLM, Abilities, Reply, Request
+from evocluster.records import Usage
 from evocluster.telemetry import log
 
 PURPOSES = ("rewrite", "reflect")
@@ -53,16 +55,33 @@ class Fallbacks:
         except ModelError as error:
             if not error.retryable:
                 raise
+            failed = [error]
             for name in self._others.of(request):
                 log.info("%s from model %r: %r is asked", type(error).__name__, request.model, name)
                 try:
                     reply = await self._llm(request.model_copy(update={"model": name}))
                 except ModelError as failure:
                     if not failure.retryable:
+                        _charge(failure, failed)
                         raise
+                    failed.append(failure)
                     continue
-                return reply.model_copy(update={"answered_by": name})
+                return after(reply.model_copy(update={"answered_by": name}), *_lost(failed))
+            _charge(error, failed[1:])
             raise
+
+
+def _lost(failed: Sequence[ModelError]) -> tuple[int, float]:
+    """Requests and US dollars that the models which failed may have charged."""
+    return sum(one.billed for one in failed), sum(one.used.paid_usd for one in failed if one.used)
+
+
+def _charge(error: ModelError, others: Sequence[ModelError]) -> None:
+    """What other models that failed may have charged is told with the last error."""
+    calls, usd = _lost(others)
+    used = error.used or Usage()
+    error.billed += calls
+    error.used = used.model_copy(update={"paid_usd": used.paid_usd + usd})
 
 
 def _able(abilities: Abilities, request: Request) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from evocluster.errors import DeadlinePassed, ModelError, RateLimited
-from evocluster.llm.charged import charge, prompt_tokens
+from evocluster.llm.charged import after, charge, prompt_tokens
 from evocluster.llm.client import LLM, Reply, Request
 from evocluster.llm.gate import Slots
 from evocluster.llm.leases import Lease, Permit
@@ -120,24 +120,24 @@ class Limited:
         Raises: errors.ModelError, that of the last attempt, with what all of them may have cost in `used`.
         """
         self.calls += 1
-        spent_s, failures, again, lost_usd = 0.0, 0, False, 0.0
+        spent_s, failures, again, lost_calls, lost_usd = 0.0, 0, False, 0, 0.0
         clock, tokens = asyncio.get_running_loop().time, reserved(request)
         while True:
             try:
                 permit = await self._admitted(request, tokens, again)
             except ModelError as error:
-                error.used = Usage(calls=int(again), paid_usd=lost_usd)
+                error.used, error.billed = Usage(calls=int(again), paid_usd=lost_usd), lost_calls
                 raise
             self.attempts += 1
             began = clock()
             try:
                 reply = await self._attempt(request, permit, self._timeout_s - spent_s)
                 # Calls stay what was asked for, whatever it took: a run ends where it would have without faults.
-                return reply.model_copy(update={"extra_usd": reply.extra_usd + lost_usd}) if lost_usd else reply
+                return after(reply, lost_calls, lost_usd) if lost_calls else reply
             except ModelError as error:
                 used = charge(error, request, self._price)
-                lost_usd += used.paid_usd
-                error.used = used.model_copy(update={"paid_usd": lost_usd})
+                lost_calls, lost_usd = lost_calls + error.billable, lost_usd + used.paid_usd
+                error.used, error.billed = used.model_copy(update={"paid_usd": lost_usd}), lost_calls
                 spent_s += clock() - began
                 failures += not (isinstance(error, RateLimited) or permit.probe)
                 if not error.retryable or spent_s >= (1 - LEAST) * self._timeout_s or await self._enough(failures):

@@ -7,23 +7,31 @@ ends at the same point with a cold cache, with a warm one, and after a resume.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil, sqrt
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from evocluster.errors import ConfigError
 from evocluster.parts import Part
-from evocluster.records import Json, Usage
+from evocluster.records import Json, Lost, Usage
 
 GENERATIONS = 30
 """The end of a run whose budget names none."""
+DEARER = 1.25
+"""What a request that failed is reckoned at, at most, in the mean price of a call: it may be charged all the tokens
+that it allowed, but by that a few of them would end a run of short answers."""
+CALM = 20
+"""Calls without a loss that are added to those seen, before it is told how many are lost."""
+TINY = 1e-12
 
 
 class Budget(Part):
     """The first that is reached ends the search; calls and usd keep back what the final check will need."""
 
     calls: int | None = Field(default=None, ge=1)
-    """LLM calls of the whole run, the final check on validation and test included."""
+    """LLM calls of the whole run, the final check on validation and test included; a request that failed and may be
+    charged is one more."""
     usd: float | None = Field(default=None, gt=0)
     """US dollars of the whole run at list price."""
     minutes: float | None = Field(default=None, gt=0)
@@ -51,7 +59,8 @@ class Ledger:
     What second requests for late answers may cost is kept back as a share of everything, whether they are made or not,
     so that a run ends at the same point however late its answers were.
     The sum of what was spent and what is reserved never passes a limit; so what is spent passes it only if a
-    trial takes more than was reserved for it. Call order per number: reserve, settle.
+    trial takes more than was reserved for it. What requests that failed were charged besides counts as spent, and for
+    what is still to come as much is kept back as was lost so far. Call order per number: reserve, settle.
     """
 
     def __init__(self, budget: Budget, twice: float = 0.0) -> None:
@@ -63,6 +72,7 @@ class Ledger:
         """All trials committed so far."""
         self.items = 0
         """How many items they evaluated."""
+        self._lost = Lost()
         self._taken: dict[str, tuple[int, int]] = {}
         """Genome id -> calls and items so far."""
         self.dearest_usd = 0.0
@@ -88,23 +98,44 @@ class Ledger:
         """US dollars an item, over all trials so far."""
         return self.spent.usd / self.items if self.items else 0.0
 
-    def lacks(self, calls: int, usd: float) -> str | None:
-        """What this many more calls and US dollars would overdraw ('calls' or 'usd'); None when there is
-        enough.
+    @property
+    def mean_call_usd(self) -> float:
+        """US dollars a call, over all trials so far."""
+        return self.spent.usd / self.spent.calls if self.spent.calls else 0.0
+
+    def lacks(self, calls: int, usd: float, over: int | None = None) -> str | None:
+        """What this many more calls and US dollars would overdraw ('calls' or 'usd'); None when there is enough.
+
+        For what is still to come requests are taken to fail as so far, and a little more, as chance has it. With
+        `over` none of that: it is the last that is asked for, and so many calls lost may be beyond the limits.
         """
-        if self._budget.calls is not None and self.calls + calls > self._budget.calls:
+        wasted = self._wasted(calls) if over is None else 0.0
+        lost_calls = max(0, self._lost.calls - (over or 0)) + ceil((self.calls + calls - self.spent.calls) * wasted)
+        if self._budget.calls is not None and self.calls + calls + lost_calls > self._budget.calls:
             return "calls"
-        if self._limit_usd is not None and (self.usd + usd > self._limit_usd or self.usd >= self._limit_usd):
-            return "usd"
+        if self._limit_usd is not None:
+            dearer = min(DEARER, self._lost.usd / max(self._lost.calls * self.mean_call_usd, TINY))
+            spent = self.usd + max(0, self._lost.calls - (over or 0)) * self.mean_call_usd * dearer
+            coming = (self.usd + usd - self.spent.usd) * wasted * dearer
+            if spent >= self._limit_usd or spent + usd + coming > self._limit_usd:
+                return "usd"
         return None
+
+    def _wasted(self, calls: int) -> float:
+        """Requests lost for each call under way and to come, two standard deviations more than of the calls so far."""
+        if not self._lost.calls:
+            return 0.0
+        share = self._lost.calls / (self.spent.calls + CALM)
+        return share + 2 * sqrt(share * (1 + share) / max(1, self.calls + calls - self.spent.calls))
 
     def reserve(self, number: int, calls: int, usd: float) -> None:
         """Set aside what proposal `number` may take."""
         self._reserved[number] = (calls, usd)
 
-    def settle(self, number: int, used: Usage, items: int) -> None:
-        """Put what it took in place of what was set aside."""
+    def settle(self, number: int, used: Usage, items: int, lost: Lost = Lost()) -> None:  # noqa: B008 - frozen
+        """Put what it took in place of what was set aside; `lost`: what was charged besides."""
         self._reserved.pop(number, None)
+        self._lost = Lost(self._lost.calls + lost.calls, self._lost.usd + lost.usd)
         self.spent = self.spent + used
         self.items += items
         if items:

@@ -52,6 +52,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 QUALITY, COST = built_in("quality"), built_in("cost_usd")
 MARGIN = 1.5
 """The dollars kept back for the check are the mean price of an item times this."""
+OVER = 2
+"""In the check, so that a run that was paid for has a front, requests that failed may pass the limits by one for so
+many places in flight: with those under way then they are no more than there are places.
+"""
 SPREAD = 32
 """Configurations looked at to tell whether any draws its answers."""
 SPARE = 1.1
@@ -99,7 +103,7 @@ class Optimizer:
         self._limits = Limits(constraints, self._objectives)
         self._named = measures(self._objectives, rule, budget.target_objective, self._limits.measures)
         self._scorers = tuple(dict.fromkeys(one.scorer for one in self._named if one.scorer))
-        portion = min(PORTION, settings.block)
+        portion, self._over = min(PORTION, settings.block), in_flight // OVER
         self._check_ahead = max(self._lookahead, ceil(3 * in_flight / portion) + 1)
         self._index = {split: _numbered(items.get(split, ())) for split in SPLITS}
         self._tasks = {split: tasks(index) if tasks else None for split, index in self._index.items()}
@@ -306,7 +310,7 @@ class Optimizer:
                 return False
             proposal = self._out.pop(self._committed)
             self._committed += 1
-            self._ledger.settle(proposal.number, trial.total, len(trial.evaluations))
+            self._ledger.settle(proposal.number, trial.total, len(trial.evaluations), trial.lost)
             if trial.genome is not None:
                 self._ledger.observe(
                     trial.genome.id, sum(_calls(one) for one in trial.evaluations), len(proposal.items)
@@ -365,7 +369,7 @@ class Optimizer:
         test = self._check.size(len(self._starts), "test")
         later = {"validation": test, "test": 0}.get(proposal.purpose)
         kept_calls, kept_usd = self._check_takes(later)
-        return self._ledger.lacks(calls + kept_calls, usd + kept_usd)
+        return self._ledger.lacks(calls + kept_calls, usd + kept_usd, None if later is None else self._over)
 
     def _check_takes(self, items: int | None = None) -> tuple[int, float]:
         """The most calls, and about the US dollars, that so many items of the check take; default: all of it."""
