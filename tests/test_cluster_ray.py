@@ -70,6 +70,30 @@ def test_ray_finds_what_this_process_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_ray_keeps_no_list_of_what_our_actors_are_called_for(tmp_path: Path) -> None:
+    import ray
+
+    class Witness:
+        def seen(self) -> None:
+            """Kept, as by default."""
+
+    def called() -> set[str]:
+        """'task::CLASS.METHOD'."""
+        return {event["cat"] for event in ray.timeline()}
+
+    assert build.run(build.plan(small_config(tmp_path, engine=RAY)), tmp_path / "run").status == "finished"
+    witness: Any = ray.remote(Witness).options(num_cpus=0).remote()
+    ray.get(witness.seen.remote())
+    ends = time.monotonic() + 30
+    while not any("Witness.seen" in name for name in called()) and time.monotonic() < ends:
+        time.sleep(0.5)
+    ours = ("exchange", "get_many", "put_many", "renew", "progress")
+    assert [name for name in called() if "Witness.seen" in name]
+    assert not [name for name in called() if name.rpartition(".")[2] in ours]
+    ray.kill(witness)
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_fatal_error_in_a_worker_reaches_the_caller_as_itself(tmp_path: Path) -> None:
     models = {
         "fake": {

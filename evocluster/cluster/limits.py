@@ -105,6 +105,7 @@ class RemoteKeeper:
                     max_restarts=0,
                     max_task_retries=0,
                     max_concurrency=1000,
+                    enable_task_events=False,
                 )
                 .remote(self._idle_s)
             )

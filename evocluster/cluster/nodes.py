@@ -90,10 +90,14 @@ class NodeHost:
 
 
 def placed(kind: type, node: str, **options: Any) -> Any:
-    """This plain class as an actor class bound to a node, that Ray never restarts or retries unless told."""
+    """This plain class as an actor class bound to a node, that Ray never restarts or retries unless told.
+
+    Ray keeps no list of its calls (`enable_task_events`): of a long run that is a hundred MiB in its head process.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    given = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1000, **options}
+    given = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1000}
+    given = {**given, "enable_task_events": False, **options}
     return ray.remote(kind).options(scheduling_strategy=place, **given)
