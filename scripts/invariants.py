@@ -23,7 +23,6 @@ SAME = (
     *("output", "quality", "seconds", "cost_usd", "calls", "error", "judge_usd", "notes"),
 )
 """Columns of a trial that no fault may change."""
-CHECKED = ("validation", "test")
 CAPS = {"calls", "usd"}
 CLOSE = 1e-9
 PER_ANSWER = 1.2
@@ -130,20 +129,18 @@ def _quarantine(world: World, outcome: Outcome) -> list[str]:
 def _same(world: World, outcome: Outcome) -> list[str]:
     """The front and every trial are those of the fault-free run, where no call and no trial failed by a fault.
 
-    What failed requests were charged counts as spent, so with it a search may end earlier, as the same one until then.
+    What failed requests were charged counts as spent, so with it a search that a cap ends may end otherwise.
     """
     if world.plan.lossy or world.plan == world.plan.quiet or any(_died(rows) for rows in outcome.trials.values()):
         return []
     wrong, reference = [], world.reference()
-    shorter = _lost(outcome) != _lost(reference) and {outcome.run["stop_reason"], reference.run["stop_reason"]} & CAPS
+    if _lost(outcome) != _lost(reference) and {outcome.run["stop_reason"], reference.run["stop_reason"]} & CAPS:
+        return []
     for number, rows in reference.trials.items():
-        mine = outcome.trials.get(number, [])
-        if shorter and (not mine or any(row["purpose"] in CHECKED for row in (*mine, *rows))):
-            continue
-        if list(map(_same_of, mine)) != list(map(_same_of, rows)):
+        if list(map(_same_of, outcome.trials.get(number, []))) != list(map(_same_of, rows)):
             wrong.append(f"trial: trial {number} is not that of the fault-free run")
             break
-    if outcome.front != reference.front and not shorter:
+    if outcome.front != reference.front:
         wrong.append("front: it is not that of the fault-free run")
     return wrong
 
@@ -155,9 +152,9 @@ def _same_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lost(outcome: Outcome) -> dict[int, Any]:
-    """What failed requests were charged, by trial of the search."""
-    told = {number: rows[0] for number, rows in outcome.trials.items() if rows[0]["purpose"] not in CHECKED}
-    return {number: json.loads(row["notes"])[LOST] for number, row in told.items() if LOST in (row["notes"] or "")}
+    """What failed requests were charged, by trial."""
+    told = {number: rows[0]["notes"] or "" for number, rows in outcome.trials.items()}
+    return {number: json.loads(notes)[LOST] for number, notes in told.items() if LOST in notes}
 
 
 def _weathered(world: World, outcome: Outcome) -> list[str]:
