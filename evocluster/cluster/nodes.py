@@ -98,6 +98,5 @@ def placed(kind: type, node: str, **options: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    given = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1000}
-    given = {**given, "enable_task_events": False, **options}
-    return ray.remote(kind).options(scheduling_strategy=place, **given)
+    given = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1000, **options}
+    return ray.remote(kind).options(scheduling_strategy=place, enable_task_events=False, **given)
