@@ -3,6 +3,9 @@
     import evocluster
     result = evocluster.optimize(evocluster.load_config("quickstart.yaml"))
 
+    with evocluster.Home.open("deployments") as home:
+        evocluster.deploy("runs/quickstart", "triage", home)
+
 and, for scorers and pipelines of one's own, `Example`, `Genome`, `Score`, `Execution`, `Usage`, `Calls` and `Request`.
 
 Public names load when they are first used: `import evocluster` costs nothing and pulls in no heavy library.
@@ -16,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evocluster.build import optimize
     from evocluster.config import load as load_config
+    from evocluster.deploying import Home, deploy, history, status
+    from evocluster.deploying import roll_back as rollback
     from evocluster.llm.client import Request
     from evocluster.records import Example, Genome, Score, Usage
     from evocluster.report.result import Result
@@ -29,14 +34,19 @@ __all__ = [
     "Example",
     "Execution",
     "Genome",
+    "Home",
     "Optimizer",
     "Request",
     "Result",
     "Score",
     "Usage",
     "__version__",
+    "deploy",
+    "history",
     "load_config",
     "optimize",
+    "rollback",
+    "status",
 ]
 
 _HOMES = {
@@ -44,6 +54,11 @@ _HOMES = {
     "Result": ("evocluster.report.result", "Result"),
     "Optimizer": ("evocluster.search.optimizer", "Optimizer"),
     "load_config": ("evocluster.config", "load"),
+    "Home": ("evocluster.deploying", "Home"),
+    "deploy": ("evocluster.deploying", "deploy"),
+    "history": ("evocluster.deploying", "history"),
+    "rollback": ("evocluster.deploying", "roll_back"),
+    "status": ("evocluster.deploying", "status"),
     "Calls": ("evocluster.tasks.calls", "Calls"),
     "Execution": ("evocluster.tasks.execution", "Execution"),
     "Request": ("evocluster.llm.client", "Request"),

@@ -30,6 +30,7 @@ from evocluster.llm.scripted import Scripted
 from evocluster.names import PATTERN, checked_name
 from evocluster.parts import Part
 from evocluster.records import FrozenMap, Json
+from evocluster.release.settings import Online
 from evocluster.search.across import How
 from evocluster.search.budget import Budget
 from evocluster.search.feasible import Constraint
@@ -104,6 +105,7 @@ class Config(Part):
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
     engine: Engine = Engine()
     cache: CacheSettings = CacheSettings()
+    online: Online = Online()
     runs: str = "runs"
     """Where run folders are made, relative to the working directory."""
 
@@ -138,7 +140,7 @@ class Config(Part):
             raise failure([(("tasks",), "holds one task; write it under `task:`, or add another")])
         wrong = [
             *(*self._wrong_start(), *self._wrong_names(), *self._wrong_limits()),
-            *(*self._wrong_models(), *self._wrong_genes(), *self._wrong_hosts()),
+            *(*self._wrong_models(), *self._wrong_genes(), *self._wrong_hosts(), *self._wrong_judge()),
         ]
         if wrong:
             raise failure(wrong)
@@ -258,6 +260,14 @@ class Config(Part):
             if value not in self.models
         ]
 
+    def _wrong_judge(self) -> list[tuple[Keys, str]]:
+        """A judge of live traffic that is none of the task's."""
+        named = self.online.judge.scorer
+        judges = [scorer.name for task in self.every.values() for scorer in task.scorers if scorer.kind == "judge"]
+        if named is None or named in judges:
+            return []
+        return [(("online", "judge", "scorer"), unknown("no scorer of kind 'judge' in the task", named, judges))]
+
     def _wrong_genes(self) -> list[tuple[Keys, str]]:
         """Genes without what they need, and the other way round."""
         built_in = [(keys, task) for keys, task in self._sections() if task.executor is None]
@@ -321,9 +331,14 @@ def parse(data: Mapping[str, Json], root: Path | None = None, name: str = "confi
 
 def dump(config: Config) -> str:
     """The resolved config as YAML, to be read from any folder."""
+    return written(resolved(config))
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The config as plain data, its paths absolute."""
     data = config.model_dump(mode="json")
     _absolute(data, config.root)
-    return written(data)
+    return data
 
 
 def paths(config: Config) -> list[tuple[Keys, str]]:

@@ -9,6 +9,7 @@
     +-- RunDamaged                  4   a run folder cannot be read whole: refused, never restarted silently
     +-- BudgetSpent                 5   a budget ended the run before it had a front
     +-- StoreError                  6   disk full, unwritable, or not ours
+    |   +-- LedgerConflict          6   somebody else changed a deployment first (asking again may help)
     +-- ModelError                  7   a call to a model failed
     |   +-- Unreachable             7   no connection (retryable)
     |   +-- RateLimited             7   429 (retryable; carries retry_after_s)
@@ -78,6 +79,10 @@ class StoreError(EvoclusterError):
     """Disk full, not writable, or written by something else."""
 
     exit_code = 6
+
+
+class LedgerConflict(StoreError):
+    """Somebody else changed what serves in between; read the pointer again, and decide again."""
 
 
 class ModelError(EvoclusterError):

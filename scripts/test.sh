@@ -21,7 +21,21 @@ browser() {
     fi
 }
 
+# Tests of a ledger that several machines share need a PostgreSQL server's programs; they start their own server.
+postgres() {
+    { command -v initdb >/dev/null && command -v postgres >/dev/null; } && return
+    compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing PostgreSQL for the tests of ledgers (apt-get install postgresql) ..."
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } \
+            >/dev/null 2>&1 || say "PostgreSQL could not be installed: tests on it are skipped."
+    else
+        say "No PostgreSQL here: tests on it are skipped (for example: apt-get install postgresql)."
+    fi
+}
+
 browser
+postgres
 
 if [ $# -eq 0 ]; then
     exec scripts/check

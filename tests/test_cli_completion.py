@@ -17,7 +17,8 @@ from command import call, environment
 from evocluster.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("ray", "litellm", "pymoo", "pyarrow", "numpy", "yaml", "jsonschema", "aiohttp", "evocluster.config")
+ONLINE = ("sqlalchemy", "alembic", "fastapi", "starlette", "uvicorn", "duckdb", "sklearn", "river", "croniter")
+HEAVY = ("ray", "litellm", "pymoo", "pyarrow", "numpy", "yaml", "jsonschema", "aiohttp", "evocluster.config", *ONLINE)
 COMMAND = "import sys; sys.argv[0] = 'evocluster'; from evocluster.cli.main import main; main()"
 
 

@@ -28,7 +28,8 @@ from evocluster.cli.progress import PLAIN_EVERY_S, STILL_EVERY_S, Display, Speed
 from evocluster.errors import Interrupted
 
 COMMAND = (sys.executable, "-m", "evocluster.cli.main")
-HEAVY = ("ray", "litellm", "pymoo", "pyarrow", "xllamacpp", "numpy", "pandas", "aiohttp")
+ONLINE = ("sqlalchemy", "alembic", "fastapi", "starlette", "uvicorn", "duckdb", "sklearn", "river", "croniter")
+HEAVY = ("ray", "litellm", "pymoo", "pyarrow", "xllamacpp", "numpy", "pandas", "aiohttp", *ONLINE)
 PROGRESS: dict[str, Any] = {
     "phase": "search",
     "generation": 2,

@@ -56,12 +56,23 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "address": (*FOUNDATION, "store", "engine", "report"),
     "running": (*FOUNDATION, "llm", "store", "engine", "config", "cluster"),
     "shipping": (*FOUNDATION, "complaints", "config", "tasks.code"),
+    "deploying": (
+        *FOUNDATION,
+        *("store", "release", "tasks", "config", "online", "build", "report", "address", "trust"),
+    ),
+    "serving": (*FOUNDATION, *("llm", "store", "release", "tasks", "online", "deploying", "cluster.replicas")),
+    "evolving": (*FOUNDATION, *("release", "config", "deploying", "build", "report", "online", "tasks")),
+    "improving": (
+        *FOUNDATION,
+        *("llm", "store", "release", "tasks", "online", "deploying", "serving", "evolving"),
+    ),
     "submission": (*FOUNDATION, "build", "config", "shipping", "cluster", "report"),
     "scaling": (*FOUNDATION, "build", "config", "engine", "cluster"),
     "cli": (
         *FOUNDATION,
         "build",
         "scaling",
+        *("deploying", "serving", "improving", "online.keys", "online.daemon"),
         "config",
         "document",
         "complaints",
@@ -72,7 +83,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "cluster.jobs",
     ),
     "__init__": (
-        *("build", "config", "records", "llm.client"),
+        *("build", "deploying", "config", "records", "llm.client"),
         *("search.optimizer", "report.result", "tasks.calls", "tasks.execution"),
     ),
 }
@@ -87,6 +98,13 @@ HOMES: dict[str, str] = {
     "xllamacpp": "llm/local.py",
     "pyarrow": "store/",
     "sqlite3": "store/",
+    "sqlalchemy": "store/",
+    "alembic": "store/",
+    "psycopg": "store/",
+    "duckdb": "store/",
+    "river": "release/drift.py",
+    "sklearn": "online/",
+    "croniter": "online/schedule.py",
     "diskcache": "store/",
     "aiohttp.web": "online/server.py",
     "fastapi": "online/server.py",
@@ -107,7 +125,10 @@ HOMES: dict[str, str] = {
 
 ROOTS = ("evocluster", "evocluster.__version__")
 """What of the package itself every room may import: it loads nothing."""
-LAZY = ("ray", "pymoo", "litellm", "xllamacpp", "bm25s", "scipy", "mlflow", "pandas")
+LAZY = (
+    *("ray", "pymoo", "litellm", "xllamacpp", "bm25s", "scipy", "mlflow", "pandas"),
+    *("duckdb", "river", "sklearn", "alembic", "psycopg"),
+)
 """Libraries so heavy that only functions may import them."""
 PLAIN: dict[str, tuple[str, ...]] = {
     "records": ("pydantic",),

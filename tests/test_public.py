@@ -13,7 +13,8 @@ from evocluster import config as configs
 
 ROOT = Path(__file__).resolve().parents[1]
 
-HEAVY = ("ray", "litellm", "pymoo", "pyarrow", "xllamacpp", "diskcache", "pandas", "matplotlib")
+ONLINE = ("sqlalchemy", "alembic", "fastapi", "starlette", "uvicorn", "duckdb", "sklearn", "river", "croniter")
+HEAVY = ("ray", "litellm", "pymoo", "pyarrow", "xllamacpp", "diskcache", "pandas", "matplotlib", *ONLINE)
 
 
 def _loaded(code: str) -> set[str]:
@@ -39,7 +40,8 @@ def test_import_of_package_is_nearly_nothing() -> None:
 
 def test_public_names() -> None:
     assert evocluster.load_config is configs.load
-    assert {*dir(evocluster)} >= {"optimize", "Optimizer", "Result", "load_config"}
+    assert {*dir(evocluster)} >= {"optimize", "Optimizer", "Result", "load_config", "Home", "deploy", "rollback"}
+    assert all(getattr(evocluster, name) is not None for name in dir(evocluster))
     assert evocluster.Optimizer.__module__ == "evocluster.search.optimizer"
     with pytest.raises(AttributeError, match="evocluster has no 'optimise'; it has: Calls"):
         evocluster.optimise  # noqa: B018

@@ -485,6 +485,7 @@ async def test_majority_of_samples() -> None:
     assert execution.usage.calls == 5
     assert execution.usage.usd == 2.5
     assert execution.usage.seconds == 0.25  # side by side
+    assert execution.confidence == 3 / 5
 
 
 async def test_several_models_vote_and_ties_go_to_the_first() -> None:
@@ -503,9 +504,15 @@ async def test_votes_that_fail_or_do_not_parse_do_not_count() -> None:
 
     execution, _ = await ran(answer=answer, use_consensus=["broken", "vague", "vague", "good"])
     assert (execution.output, execution.error) == ("PlayMusic", None)
+    assert execution.confidence == 1 / 4
     assert execution.usage.calls == 3
     execution, _ = await ran(answer=answer, use_consensus=["broken", "broken"])
     assert execution.error == "model: Overloaded: busy"
+    assert execution.confidence is None
+    execution, _ = await ran(answer=lambda request: "hm")
+    assert execution.confidence == 0
+    execution, _ = await ran(answer=lambda request: "PlayMusic")
+    assert execution.confidence == 1
 
 
 async def test_a_judge_decides_where_the_votes_differ() -> None:

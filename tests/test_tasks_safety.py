@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from contract_scorer import silent
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,6 +12,7 @@ from evocluster.errors import ConfigError
 from evocluster.llm.client import LLM
 from evocluster.parts import Part
 from evocluster.records import Example, Json
+from evocluster.tasks import pii
 from evocluster.tasks.execution import Execution
 from evocluster.tasks.pii import Kind, personal
 from evocluster.tasks.safety import AnyCheck, Pattern, Pii, flags
@@ -100,7 +101,7 @@ HARMLESS = [
 
 @pytest.mark.parametrize(("kind", "text", "found"), PERSONAL)
 def test_personal_data_is_found_whatever_else_is_looked_for(kind: Kind, text: str, found: str) -> None:
-    assert [(each.kind, each.text) for each in personal(text, ALL)] == [(kind, found)]
+    assert [(each.kind, each.text, each.start) for each in personal(text, ALL)] == [(kind, found, text.find(found))]
     others: tuple[Kind, ...] = tuple(other for other in ALL if other != kind)
     assert personal(text, others) == []
 
@@ -108,6 +109,35 @@ def test_personal_data_is_found_whatever_else_is_looked_for(kind: Kind, text: st
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_only_looks_like_it_is_not_flagged(text: str) -> None:
     assert personal(text, ALL) == []
+
+
+GATED = [
+    (pii._PHONE, pii._PHONE_IN),
+    (pii._CARD, pii._CARD_IN),
+    (pii._IBAN, pii._IBAN_IN),
+    (pii._SSN, pii._SSN_IN),
+    (pii._IPV4, pii._IPV4_IN),
+]
+
+
+@settings(max_examples=400)
+@given(st.text("0123456789 -.()+/AZaz@", max_size=40) | st.sampled_from([text for _, text, _ in PERSONAL]))
+def test_what_is_looked_for_first_stands_in_every_candidate(text: str) -> None:
+    for pattern, inside in GATED:
+        assert pattern.search(text) is None or inside.search(text)
+    if any(pii._looks_ipv6(match.group()) for match in pii._IPV6.finditer(text)):
+        assert pii._IPV6_IN.search(text)
+
+
+@settings(max_examples=400)
+@given(st.text("ab1@.%' -_\n,:/ü", max_size=60))
+def test_addresses_are_found_around_an_at_sign_as_in_the_whole_text(text: str) -> None:
+    whole = [match.group() for match in pii._EMAIL.finditer(text)]
+    assert [found.text for found in personal(text, ("email",))] == whole
+
+
+def test_rules_are_the_patterns_that_are_used() -> None:
+    assert {pii._EMAIL.pattern, pii._RELEASED.pattern} <= set(pii.rules())
 
 
 def test_phone_numbers_without_a_country_code_are_the_regions() -> None:

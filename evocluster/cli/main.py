@@ -19,22 +19,28 @@ from evocluster.cli import (
     bench,
     check,
     compare,
+    daemon,
+    deploy,
+    erase,
     export,
     init,
     job,
     judge,
+    keys,
     models,
     report,
     resume,
+    rollback,
     run,
     schema,
     screen,
+    serve,
     show,
     submit,
     track,
     watch,
 )
-from evocluster.errors import EvoclusterError
+from evocluster.errors import ConfigError, EvoclusterError
 from evocluster.redaction import redacted
 
 app = typer.Typer(
@@ -63,6 +69,17 @@ app.command("watch")(watch.watch)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("track")(track.track)
+app.command("deploy")(deploy.deploy)
+app.command("serve")(serve.serve)
+app.command("history")(deploy.history)
+app.command("status")(deploy.status)
+app.command("rollback")(rollback.rollback)
+app.command("erase")(erase.erase)
+app.command("daemon")(daemon.daemon)
+app.command("analyze")(daemon.analyze)
+app.command("evolve")(daemon.evolve)
+app.command("promote")(daemon.promote)
+app.add_typer(keys.app, name="keys")
 app.add_typer(judge.app, name="judge")
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
@@ -88,6 +105,13 @@ def _root(
         logger.addHandler(screen.Warnings(logging.WARNING))
 
 
+ONLINE = (
+    *("alembic", "croniter", "duckdb", "fastapi", "httptools", "psycopg", "river", "sklearn", "sqlalchemy"),
+    *("starlette", "uvicorn"),
+)
+"""Libraries of the extra `online`, as they are imported."""
+
+
 def main() -> None:
     """Run the command line; every error of ours is one message and its exit code, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -96,10 +120,19 @@ def main() -> None:
     try:
         app(prog_name="evocluster")
     except EvoclusterError as error:
-        if os.environ.get("EVOCLUSTER_TRACEBACK"):
-            sys.stderr.write(redacted(traceback.format_exc()))
-        screen.console(stderr=True).print(screen.plain(redacted(f"error: {error}"), "bold red"), soft_wrap=True)
-        sys.exit(error.exit_code)
+        _leave(error)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in ONLINE:
+            raise
+        text = f'deployments need {missing.name!r}, which is not installed: pip install "evocluster[online]"'
+        _leave(ConfigError(text))
+
+
+def _leave(error: EvoclusterError) -> None:
+    if os.environ.get("EVOCLUSTER_TRACEBACK"):
+        sys.stderr.write(redacted(traceback.format_exc()))
+    screen.console(stderr=True).print(screen.plain(redacted(f"error: {error}"), "bold red"), soft_wrap=True)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

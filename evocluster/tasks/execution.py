@@ -33,6 +33,8 @@ class Execution(Record):
     """Calls, tokens, US dollars, seconds. A pipeline reports here only what did not go through the given `llm`."""
     repairs: int = 0
     """How often an answer that did not parse was asked for again."""
+    confidence: float | None = None
+    """Share of the votes for the answer, 0 where it did not parse; None: a pipeline did not say."""
     flags: tuple[str, ...] = ()
     trace: tuple[Step, ...] = ()
     passages: tuple[Passage, ...] = ()

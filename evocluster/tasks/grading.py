@@ -139,7 +139,7 @@ class Grader(Part):
         return [*blocks, ("ANSWER", encodable(output))]
 
     def _request(self, blocks: Sequence[tuple[str, str]], replicate: int) -> Request:
-        system, user = self._instruction(), f"{_fenced(blocks)} {self._form()}"
+        system, user = self._instruction(), f"{_to_grade(blocks)} {self._form()}"
         scale = self.pinned.scale
         lead = " " if self.style == "completion" else ""  # the token after "Score:" begins with the space
         bare = self.choices or self.style == "completion"
@@ -223,14 +223,18 @@ def _shown(value: Json) -> str:
     return encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def _fenced(blocks: Sequence[tuple[str, str]]) -> str:
-    """Every block between two lines with a code that occurs in none of them."""
+def fenced(blocks: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Every block of (heading, text) between two lines with a code that occurs in none of them, and the code."""
     code, salt = "", 0
     while not code or any(code in text for _, text in blocks):
         code, salt = digest([salt, *(text for _, text in blocks)])[:10], salt + 1
-    parts = [f"<<< {heading} {code}\n{text}\n{heading} {code} >>>" for heading, text in blocks]
+    return "\n\n".join(f"<<< {heading} {code}\n{text}\n{heading} {code} >>>" for heading, text in blocks), code
+
+
+def _to_grade(blocks: Sequence[tuple[str, str]]) -> str:
+    told, code = fenced(blocks)
     empty = " It is empty." if not blocks[-1][1].strip() else ""
-    return "\n\n".join([*parts, f"Grade the ANSWER {code} by the rubric.{empty}"])
+    return f"{told}\n\nGrade the ANSWER {code} by the rubric.{empty}"
 
 
 def _cut(text: str, size: int) -> str:

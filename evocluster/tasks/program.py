@@ -127,7 +127,15 @@ class Program:
             repairs=sum(vote.repairs for vote in votes),
             trace=tuple(calls.trace),
             passages=passages,
+            confidence=self._confidence(winner, votes, frame.genes.use_consensus),
         )
+
+    def _confidence(self, winner: Vote, votes: Sequence[Vote], asked: int | tuple[str, ...]) -> float:
+        """Share of the votes that were asked for which agree with the answer; 0 where it does not parse."""
+        if not winner.answer.ok:
+            return 0.0
+        name = self._name(winner.answer)
+        return sum(vote.answer.ok and self._name(vote.answer) == name for vote in votes) / _votes(asked)
 
     async def _retrieve(self, example: Example, count: int) -> tuple[tuple[Passage, ...], Usage]:
         if not count:

@@ -1,0 +1,1 @@
+"""Serving what was found: gateway, recorder, shadow, analysis, the daemon."""
