@@ -270,3 +270,19 @@ async def test_a_field_more_that_is_right_never_costs(expected: Json, found: Jso
     before = (await compared(expected, found)).value
     after = (await compared({**expected, "z": 1}, {**found, "z": 1})).value
     assert after >= before
+
+
+async def test_ties_between_pairs_do_not_hang_on_the_order() -> None:
+    expected: Json = {"c": [{}, ["x", "y", None], {"bb": True, "a": False, "b": None}, {"ab": False}], "ac": [None, 2]}
+    found: Json = {"c": [{"c": None}, [0, None, "z", None], [], {"cb": None, "aa": True, "bb": -2.7}]}
+    ways = {"missing_is_null": True, "default": "date", "lists": "match", "extra": "count", "report": "share"}
+    turned = {"c": found["c"][::-1]}
+    back = {"c": expected["c"][::-1], "ac": expected["ac"][::-1]}
+    values = {(await compared(one, other, **ways)).value for one in (expected, back) for other in (found, turned)}
+    assert len(values) == 1
+
+
+async def test_a_list_beside_a_text_is_compared_whatever_its_order() -> None:
+    ways = {"default": "similarity", "lists": "match"}
+    values = [(await compared({"a": "no"}, {"a": some}, **ways)).value for some in (["n", "o"], ["o", "n"])]
+    assert values[0] == values[1]

@@ -126,11 +126,15 @@ class Fields(Part):
 
     def _value(self, leaves: Sequence[Leaf]) -> float:
         right = sum(leaf.weight * leaf.right for leaf in leaves)
-        wanted = sum(leaf.weight for leaf in leaves if leaf.expected is not _NOTHING)
-        extra = sum(leaf.weight for leaf in leaves if leaf.expected is _NOTHING)
-        given = sum(leaf.weight for leaf in leaves if leaf.found is not _NOTHING)
-        total = (wanted + given) / 2 if self.report == "f1" else wanted + extra
+        total = self.size(leaves)
         return min(1.0, right / total) if total else 1.0
+
+    def size(self, leaves: Sequence[Leaf]) -> float:
+        """What a share of 1 would have right."""
+        wanted = sum(leaf.weight for leaf in leaves if leaf.expected is not _NOTHING)
+        if self.report == "f1":
+            return (wanted + sum(leaf.weight for leaf in leaves if leaf.found is not _NOTHING)) / 2
+        return wanted + sum(leaf.weight for leaf in leaves if leaf.expected is _NOTHING)
 
 
 class _Comparison:
@@ -157,7 +161,10 @@ class _Comparison:
         if expected is _NOTHING:
             fine = self._settings.extra == "ignore" or (self._settings.missing_is_null and found is None)
             return [] if fine else [Leaf(path, rule.weight, 0.0, _NOTHING, found)]
-        right = 0.0 if found is _NOTHING else _compared(rule, path, expected, found)
+        ours, theirs = expected, found
+        if self._settings.lists == "match" and _is_list(ours) != _is_list(theirs):
+            ours, theirs = _unordered(ours), _unordered(theirs)
+        right = 0.0 if found is _NOTHING else _compared(rule, path, ours, theirs)
         return [Leaf(path, rule.weight, right, expected, found)]
 
     def _of_objects(self, path: str, expected: Json, found: Json) -> list[Leaf]:
@@ -195,15 +202,21 @@ class _Comparison:
     def _assigned(self, path: str, expected: Sequence[Json], found: Sequence[Json]) -> list[tuple[int, int]]:
         from scipy.optimize import linear_sum_assignment
 
-        alone = [_weight(self.leaves(path, _NOTHING, item)) for item in found]
+        ours = [self._worth(self.leaves(path, item, _NOTHING)) for item in expected]
+        theirs = [self._worth(self.leaves(path, _NOTHING, item)) for item in found]
         gain = np.zeros((len(expected), len(found)))
-        for one, ours in enumerate(expected):
-            for other, theirs in enumerate(found):
-                leaves = self.leaves(path, ours, theirs)
-                extra = _weight([leaf for leaf in leaves if leaf.expected is _NOTHING])
-                gain[one, other] = sum(leaf.weight * leaf.right for leaf in leaves) + 1e-6 * (alone[other] - extra)
+        for one, item in enumerate(expected):
+            for other, given in enumerate(found):
+                right, size = self._worth(self.leaves(path, item, given))
+                # Left alone, an item may be right too (a null that is missing) and takes its own room.
+                spared = ours[one][1] + theirs[other][1] - size
+                gain[one, other] = right - ours[one][0] - theirs[other][0] + 1e-6 * spared
         rows, columns = linear_sum_assignment(gain, maximize=True)
         return [(int(one), int(other)) for one, other in zip(rows, columns, strict=True)]
+
+    def _worth(self, leaves: Sequence[Leaf]) -> tuple[float, float]:
+        """What is right, and out of how much."""
+        return sum(leaf.weight * leaf.right for leaf in leaves), self._settings.size(leaves)
 
 
 def _covers(named: str, path: str) -> bool:
@@ -220,8 +233,15 @@ def _equal(expected: Sequence[Json], found: Sequence[Json]) -> list[tuple[int, i
     return [(at, places[text].pop(0)) for at, text in texts if places.get(text)]
 
 
-def _weight(leaves: Iterable[Leaf]) -> float:
-    return sum(leaf.weight for leaf in leaves)
+def _is_list(value: Json) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _unordered(value: Json) -> Json:
+    """The same value whatever order its lists came in: one beside something else is compared as text."""
+    if isinstance(value, Mapping):
+        return {name: _unordered(item) for name, item in value.items()}
+    return sorted(map(_unordered, value), key=canonical) if isinstance(value, list | tuple) else value
 
 
 def _inner(expected: Json, found: Json) -> bool:
