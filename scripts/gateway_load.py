@@ -281,23 +281,27 @@ async def shoot(aim: Aim, told: Callable[[Told], object] | None = None) -> Volle
 
     under_way: set[asyncio.Task[None]] = set()
     cpu = time.process_time()
-    for number, after in enumerate(times):
-        moment = began + after
-        if (wait := moment - loop.time()) > 0:
-            await asyncio.sleep(wait)
-        task = asyncio.create_task(one(number, moment))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-        volley.sent += after >= aim.warm_s
-    _, hung = await asyncio.wait(under_way, timeout=PATIENCE_S) if under_way else (set(), set())
-    for task in hung:
-        task.cancel()
-        errors["timeout"] += 1
-    await asyncio.gather(*hung, return_exceptions=True)
-    volley.cpu_s = time.process_time() - cpu
-    lines.close()
+    try:
+        for number, after in enumerate(times):
+            moment = began + after
+            if (wait := moment - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            task = asyncio.create_task(one(number, moment))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            volley.sent += after >= aim.warm_s
+        _, hung = await asyncio.wait(under_way, timeout=PATIENCE_S) if under_way else (set(), set())
+        errors["timeout"] += len(hung)
+    finally:  # also where it is called off
+        left = tuple(under_way)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        volley.cpu_s = time.process_time() - cpu
+        lines.close()
+        await asyncio.sleep(0)  # a closed connection is let go of in the loop's next round
     volley.wall_s = max(last - began - aim.warm_s, aim.seconds)
-    volley.errors, volley.late_ms = dict(errors), quantile(late, 0.99) if late else 0.0
+    volley.errors, volley.late_ms = dict(+errors), quantile(late, 0.99) if late else 0.0
     return volley
 
 
