@@ -171,7 +171,7 @@ class Improving:
     async def drift(self, deployment: str, now: float) -> Sequence[Row]:
         """Findings of the last day's alarms: what `analyze` finds of them, without the rest."""
         settings, source = self.settings(deployment), self._traffic(deployment)
-        rows = await asyncio.to_thread(source.whole, now - LOOKED_DAYS * DAY_S)
+        rows = await asyncio.to_thread(source.judged, now - LOOKED_DAYS * DAY_S)
         alarms = [one for one in drifting(rows, settings) if one["state"] == "alarm" and one["at"] >= now - DAY_S]
         return [_row(finding, deployment, now) for finding in await analyse([], drift=alarms)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evocluster.online.archive import Archive
+from evocluster.online.outcome import verdict
 from evocluster.online.outcomes import outcomes
 from evocluster.release.exchange import Exchange
 from evocluster.release.settings import Online
@@ -72,6 +73,28 @@ def test_whole_rows_have_bodies_and_feedback_and_no_shadows(ledger: Ledger, tmp_
     assert sorted(rows) == [f"r{number}" for number in range(6)]
     assert (rows["r0"]["output"], rows["r0"]["input"]) == ("of r0", {"q": "r0"})
     assert [len(rows[f"r{number}"]["feedback"]) for number in range(6)] == [1, 0, 0, 0, 0, 1]
+
+
+def test_judged_rows_give_the_verdicts_of_whole_ones(ledger: Ledger, tmp_path: Path) -> None:
+    archive = filled(ledger, tmp_path / "traffic")
+    for number, (metric, value, of) in enumerate(
+        [
+            ("correction", "of r0", {"request_id": "r0"}),
+            ("correction", "not of r4", {"request_id": "r4"}),
+            ("correction", "of r2", {"episode_id": "e-r2"}),
+            ("correct", False, {"request_id": "r5"}),
+            ("correct", True, {"request_id": "s"}),
+        ]
+    ):
+        row = {"deployment": "d", "metric": metric, "value": value, "source": "user", "state": "accepted"}
+        ledger.put("feedback", {**row, "feedback_id": f"f{number}", "observed_at": NOW, "received_at": NOW, **of})
+    for since in (0.0, NOW - 3.5 * DAY):
+        whole, judged = archive.whole(since), archive.judged(since)
+        assert [row["request_id"] for row in judged] == [row["request_id"] for row in whole]
+        assert [verdict(row) for row in judged] == [verdict(row) for row in whole]
+    rows = {one["request_id"]: one for one in archive.judged(0.0)}
+    assert [verdict(rows[f"r{number}"]).quality for number in range(6)] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert {id for id, one in rows.items() if one["output"] is not None} == {"r0", "r2", "r4"}
 
 
 def test_outcomes_are_of_sealed_requests_too(ledger: Ledger, tmp_path: Path) -> None:

@@ -97,3 +97,28 @@ async def test_the_breaker_hears_what_the_bandit_is_rewarded_by(
 
 async def test_verdicts_on_shadows_are_none_on_what_serves() -> None:
     assert await told("correct", False, is_shadow=True) == []
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "heard"),
+    [
+        ([("correct", False), ("quality", 0.1)], [("s", True)]),
+        ([("correct", True), ("quality", 0.9)], [("s", False)]),
+        ([("correct", True), ("accepted", False), ("quality", 0.1)], [("s", False), ("s", True)]),
+        ([("quality", 0.1), ("correct", True), ("correct", True)], [("s", True)]),
+    ],
+)
+async def test_metrics_that_say_the_same_of_one_answer_are_one_piece_of_evidence(
+    verdicts: list[tuple[str, Any]], heard: list[tuple[str, bool]]
+) -> None:
+    ledger, guard = FakeLedger(), Listening()
+    feedback = Feedback(ledger, Online(), "d", SECRET, Scrubber(SECRET))
+    listening = Heard(feedback, ledger, Online(), guard, asyncio.get_running_loop())  # type: ignore[arg-type]
+    for id in ("r", "other"):
+        made = Exchange(request_id=id, episode_id=f"e-{id}", deployment="d", at=NOW, snapshot_id="s")
+        ledger.put("exchanges", made.model_dump(mode="json"))
+        for number, (metric, value) in enumerate(verdicts):
+            body = {"feedback_id": f"{id}{number}", "target": sign(id, SECRET), "metric": metric, "value": value}
+            assert listening.accept(body, NOW + number).status_code == 202
+    await asyncio.sleep(0)
+    assert guard.heard == heard * 2

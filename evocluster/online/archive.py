@@ -7,7 +7,7 @@ days, reads here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from evocluster.store import query
 from evocluster.store.ledger import Ledger
 
 JSON_COLUMNS = ("eligible_arms", "flags", "notes", "signals")
+_JUDGED = 'request_id, episode_id, exchanges."at", intent, model, error_class, is_shadow, exchanges."user", signals'
 
 
 class Archive:
@@ -56,13 +57,30 @@ class Archive:
     def whole(self, since: float) -> list[Row]:
         """Requests with bodies and feedback, no shadows."""
         exchanges = [row for row in self.exchanges(since) if not row["is_shadow"]]
-        feedback = self._ledger.find(
-            "feedback", {"deployment": self._name, "state": "accepted"}, order="observed_at,feedback_id"
-        )
-        return joined(exchanges, self.bodies(since), feedback)
+        return joined(exchanges, self.bodies(since), self._feedback(since))
 
-    def _rows(self, sql: str, since: float) -> list[Row]:
-        return query.rows(sql, folder=self._folder, deployment=self._name, ledger=self._ledger, since=since)
+    def judged(self, since: float) -> list[Row]:
+        """What verdicts are taken from and no more, by time: requests with feedback, no shadows.
+
+        No input, and an output only where a correction speaks of it: a week of a busy deployment is read often.
+        """
+        exchanges = self._rows(f"SELECT {_JUDGED} FROM exchanges WHERE NOT is_shadow ORDER BY 3, request_id", since)
+        feedback = self._feedback(since)
+        said = [row for row in feedback if row["metric"] == "correction"]
+        requests, episodes = ({row[name] for row in said} - {""} for name in ("request_id", "episode_id"))
+        about = {row["request_id"] for row in exchanges if row["episode_id"] in episodes} | requests
+        sql = "SELECT request_id, output FROM bodies WHERE request_id IN (SELECT unnest(?))"
+        bodies = self._rows(sql, since, [sorted(about)]) if about else []
+        return joined([{**row, "signals": _read(row["signals"])} for row in exchanges], bodies, feedback)
+
+    def _feedback(self, since: float) -> list[Row]:
+        """On requests since then: it comes after them."""
+        where = {"deployment": self._name, "state": "accepted", "received_at": (">=", since)}
+        return self._ledger.find("feedback", where, order="observed_at,feedback_id")
+
+    def _rows(self, sql: str, since: float, parameters: Sequence[Any] = ()) -> list[Row]:
+        place = {"folder": self._folder, "deployment": self._name, "ledger": self._ledger}
+        return query.rows(sql, parameters, **place, since=since)
 
     def tombstoned(self) -> frozenset[str]:
         """Users whose data were deleted."""

@@ -16,7 +16,7 @@ from evocluster.errors import EvoclusterError
 from evocluster.online.feedback import Feedback, Received, reward
 from evocluster.online.guard import Guard, Trial
 from evocluster.online.intents import Classifier, Intents
-from evocluster.online.ledger import Ledger
+from evocluster.online.ledger import Ledger, Row
 from evocluster.online.outcomes import rewarding
 from evocluster.online.recorder import Recorder
 from evocluster.online.shadow import Candidate, Shadow, shadowed
@@ -75,7 +75,25 @@ class Heard:
         if worth is None or record is None or record["is_shadow"]:
             return
         failed = worth < self._settings.judge.passes
+        if self._known(row, failed):
+            return
         self._loop.call_soon_threadsafe(lambda: self._guard.judged(record["snapshot_id"], failed, now))
+
+    def _known(self, row: Row, failed: bool) -> bool:
+        """The request was judged so before: several metrics that say the same of one answer are one piece of evidence.
+
+        An answer that was right by one metric and then wrong by another counts as both.
+        """
+        where = {"deployment": row["deployment"], "request_id": row["request_id"], "state": "accepted"}
+        found = self._ledger.find("feedback", {**where, "metric": ("in", rewarding(self._settings))})
+        before = [one for one in found if _since(one) < _since(row)]
+        worths = [reward(one["metric"], one["value"], self._settings) for one in before]
+        said = {worth < self._settings.judge.passes for worth in worths if worth is not None}
+        return True in said or failed in said
+
+
+def _since(row: Row) -> tuple[float, str]:
+    return row["received_at"], row["feedback_id"]
 
 
 @dataclass

@@ -91,9 +91,10 @@ def _recent(name: str, ledger: Ledger | None, deployment: str, since: float | No
     import pyarrow as pa
 
     columns = _arrow(name)
-    found = ledger.lines(name, {"deployment": deployment}) if ledger is not None else []
+    where: dict[str, Any] = {"deployment": deployment} | ({"at": (">=", since)} if since is not None else {})
+    found = ledger.lines(name, where) if ledger is not None else []
     place = columns.get_field_index("at")
-    found = [row for row in found if (since is None or row[place] >= since) and (until is None or row[place] < until)]
+    found = [row for row in found if until is None or row[place] < until]
     values = zip(*found, strict=True) if found else ([] for _ in columns)
     return pa.table([pa.array(each, field.type) for field, each in zip(columns, values, strict=True)], schema=columns)
 
