@@ -1,6 +1,6 @@
 """What the closed loop is shown on: messages with their labels, a model, a configuration that is weak, one that fails.
 
-    case = snips7(folder) | quickstart(folder) | scripted(folder)
+    case = snips7(folder) | assistant(folder) | scripted(folder)
     case.write(folder, rng)                 data and two configs of runs; the messages that are left for traffic
 
 The weak configuration shows the model examples of three labels only, so it answers these well and the others badly. The
@@ -27,7 +27,7 @@ SHOWN = 3
 """Examples of each handled label in the weak configuration."""
 CARDS = {
     "CC0": "snips7: CC0 1.0, snipsco/nlu-benchmark b86ac7f (Coucke et al. 2018, arXiv 1805.10190)",
-    "own": "quickstart: the project's own messages",
+    "own": "the project's own messages",
 }
 SHORTENED: Mapping[str, Mapping[str, Any]] = {
     "shadow": {"hours": 0, "pairs": 50, "budget": 1.0},
@@ -181,14 +181,15 @@ def snips7(folder: Path) -> Case:
     )
 
 
-def quickstart(folder: Path) -> Case:
-    """Eight queues of support messages."""
-    handled = ("refund", "account", "shipping")
-    return embedded(folder, "quickstart", CARDS["own"], handled, "Which queue should this support message go to?")
+def assistant(folder: Path) -> Case:
+    """Six things that people ask a device at home."""
+    return embedded(
+        folder, "assistant", CARDS["own"], ("music", "weather", "restaurant"), "What does this message ask for?"
+    )
 
 
 def scripted(folder: Path) -> Case:
-    """The messages of `quickstart` for a model that answers by rules; what it is told decides which ones it knows."""
+    """The messages of configs/quickstart for a model that answers by rules; what it is told decides which ones it knows."""
     messages, handled = read(folder), ("refund", "account", "shipping")
     everything = [one for rows in messages.values() for one in rows]
     rules: list[dict[str, str]] = [{"pattern": "(?s)^Write a poem", "text": "Roses are red."}]

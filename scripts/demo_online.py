@@ -3,7 +3,7 @@
     python scripts/demo_online.py [--data FOLDER] [--seed 1] [--keep FOLDER] [--json]
 
 An embedded model, the gateway in its own process, the `openai` client, real messages in the layout of snips7 (else
-quickstart's). Ends with 1 where a stage was not reached, nothing was gained, or it took more than ten minutes.
+those of configs/assistant). Ends with 1 where a stage was not reached, nothing was gained, or it took more than ten minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_case import SHORTENED, WHY, Case, Message, quickstart, snips7
+from demo_case import SHORTENED, WHY, Case, Message, assistant, snips7
 from demo_story import Measured, difference, table, timeline
 from demo_world import Sent, World
 
@@ -268,7 +268,7 @@ def main() -> int:
     asked.add_argument("--json", action="store_true", help="end with the facts as one line of JSON")
     given = asked.parse_args()
     there = (given.data / "train.jsonl").exists()
-    case = snips7(given.data) if there else quickstart(ROOT / "configs" / "quickstart")
+    case = snips7(given.data) if there else assistant(ROOT / "configs" / "assistant")
     with tempfile.TemporaryDirectory(prefix="evocluster-demo-") as scratch:
         world = World(given.keep or Path(scratch), NAME)
         say = lambda text: print(text, flush=True)  # noqa: E731

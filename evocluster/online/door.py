@@ -136,11 +136,16 @@ async def send_whole(answer: Answer, send: Send) -> None:
     first = 0.0
     try:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        async with asyncio.timeout(None if len(body) <= AT_ONCE else SLOW_S):
-            for start in range(0, max(1, len(body)), AT_ONCE):
-                more = start + AT_ONCE < len(body)
-                await send({"type": "http.response.body", "body": body[start : start + AT_ONCE], "more_body": more})
-                first = first or time.perf_counter()
+        if len(body) <= AT_ONCE:  # which nobody waits for
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+            first = time.perf_counter()
+        else:
+            async with asyncio.timeout(SLOW_S):
+                for start in range(0, len(body), AT_ONCE):
+                    more = start + AT_ONCE < len(body)
+                    part = body[start : start + AT_ONCE]
+                    await send({"type": "http.response.body", "body": part, "more_body": more})
+                    first = first or time.perf_counter()
     except TimeoutError:
         log.info("a client that did not read its answer of %d bytes within %g s was left", len(body), SLOW_S)
     finally:

@@ -96,7 +96,7 @@ def genes_of(strategy: Strategy, models: Sequence[str], intents: Iterable[str] =
         "max_tokens": sorted({max(1, size) for size in _around(now.get("max_tokens"))}),
         "use_consensus": (1, 3),
         "retriever_topk": (1, 3, 5),
-        "escalate.model": (NONE, *named),
+        "escalate.model": (NONE, *named) if len(named) > 1 else (NONE,),  # nobody escalates to himself
         "escalate.below": BELOW,
         "timeout_s": TIMEOUTS_S,
         "concurrency": PLACES,
