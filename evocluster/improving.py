@@ -253,7 +253,8 @@ class Improving:
         rows = await asyncio.to_thread(source.whole, now - LOOKED_DAYS * DAY_S)
         gone = await asyncio.to_thread(source.tombstoned)
         rules = settings.evolution
-        right = [row for row in served(rows, gone) if verdict(row, settings.metrics).succeeded(rules.quality)]
+        said = [(row, verdict(row, settings.metrics)) for row in served(rows, gone)]
+        right = [row for row, found in said if found.succeeded(rules.quality)]
         drawn = traffic.draw(
             right[-4 * rules.replay :],
             task=opened.deployment.task,
@@ -263,7 +264,10 @@ class Improving:
         )
         before = await opened.qualities(baseline, drawn.examples)
         after = await opened.qualities(candidate, drawn.examples)
-        return [*asked, gates.replay(before, after, right=rules.quality, regress=rules.regress)]
+        # What nearly always fails has few successes to lose, and is not to stay as it is for that.
+        failing = sum(found.failed(rules.quality) for _, found in said) >= rules.least
+        least = min(gates.REPLAYED, len(drawn.examples)) if failing else gates.REPLAYED
+        return [*asked, gates.replay(before, after, right=rules.quality, regress=rules.regress, least=least)]
 
     def _both(self, experiment: Row) -> tuple[Snapshot, Snapshot]:
         return self._home.snapshot(experiment["candidate"]), self._home.snapshot(experiment["baseline"])

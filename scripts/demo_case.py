@@ -189,7 +189,7 @@ def assistant(folder: Path) -> Case:
 
 
 def scripted(folder: Path) -> Case:
-    """The messages of configs/quickstart for a model that answers by rules; what it is told decides which ones it knows."""
+    """Messages of configs/quickstart for a model that answers by rules; what it is told decides which ones it knows."""
     messages, handled = read(folder), ("refund", "account", "shipping")
     everything = [one for rows in messages.values() for one in rows]
     rules: list[dict[str, str]] = [{"pattern": "(?s)^Write a poem", "text": "Roses are red."}]

@@ -3,7 +3,7 @@
     python scripts/demo_online.py [--data FOLDER] [--seed 1] [--keep FOLDER] [--json]
 
 An embedded model, the gateway in its own process, the `openai` client, real messages in the layout of snips7 (else
-those of configs/assistant). Ends with 1 where a stage was not reached, nothing was gained, or it took more than ten minutes.
+those of configs/assistant). Ends with 1 where a stage was not reached, nothing was gained, or ten minutes were too few.
 """
 
 from __future__ import annotations

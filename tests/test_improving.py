@@ -117,3 +117,26 @@ async def test_a_layer_evolves_on_traffic_and_goes_into_the_shadow(home: Home, l
         assert all("right answer is: no" in note.text for note in made.memory)
     else:
         assert "better" in str(made.strategy.model_dump(mode="json"))
+
+
+async def test_a_deployment_that_nearly_always_fails_may_improve_too(home: Home) -> None:
+    now = NOW + 7200
+    answered(home, 0, [number in (5, 50) for number in range(96)], NOW, "no")
+    async with working(Place(str(home.folder))) as (_, cycle):
+        queued = await cycle.evolve("d", now, Trigger(kind="hand"), ("memory",))
+        await cycle.promote("d", now)
+    row = home.ledger.first("experiments", {"id": queued["memory"]})
+    assert row is not None
+    assert row["stage"] == "shadow", row["why"]
+
+
+async def test_few_successes_of_few_answers_show_nothing(home: Home) -> None:
+    now = NOW + 7200
+    answered(home, 0, [number < 6 for number in range(12)], NOW, "no")
+    async with working(Place(str(home.folder))) as (_, cycle):
+        queued = await cycle.evolve("d", now, Trigger(kind="hand"), ("memory",))
+        await cycle.promote("d", now)
+    row = home.ledger.first("experiments", {"id": queued["memory"]})
+    assert row is not None
+    assert (row["stage"], row["outcome"]) == ("done", "rejected")
+    assert "6 successes were replayed; at least 10 are needed" in row["why"]

@@ -405,6 +405,15 @@ def test_missing_answers_never_pass() -> None:
     assert not replay({"e": 1.0}, {"e": 1.0}).passed
 
 
+def test_where_few_successes_are_all_that_there_is_as_many_may_break_as_of_ten() -> None:
+    baseline = {"a": 1.0, "b": 1.0, "c": 0.0}
+    assert replay(baseline, {"a": 0.0, "b": 1.0}, regress=0.1, least=2).passed
+    assert not replay(baseline, {"a": 0.0, "b": 0.0}, regress=0.1, least=2).passed
+    assert not replay(baseline, {"a": 0.0, "b": 1.0}, least=2).passed  # 5 % of ten is none
+    assert not replay(baseline, {"a": 1.0}, regress=0.0, least=2).passed
+    assert replay({"c": 0.0}, {}, least=0).passed
+
+
 @given(st.dictionaries(st.text(max_size=4), st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=40))
 def test_replay_counts_exactly(pairs: dict[str, tuple[float, float]]) -> None:
     gate = replay({id: one for id, (one, _) in pairs.items()}, {id: two for id, (_, two) in pairs.items()}, regress=0.1)

@@ -79,8 +79,7 @@ class Archive:
         return self._ledger.find("feedback", where, order="observed_at,feedback_id")
 
     def _rows(self, sql: str, since: float, parameters: Sequence[Any] = ()) -> list[Row]:
-        place = {"folder": self._folder, "deployment": self._name, "ledger": self._ledger}
-        return query.rows(sql, parameters, **place, since=since)
+        return query.rows(sql, parameters, folder=self._folder, deployment=self._name, ledger=self._ledger, since=since)
 
     def tombstoned(self) -> frozenset[str]:
         """Users whose data were deleted."""

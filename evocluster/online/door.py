@@ -18,6 +18,8 @@ SLOW_S = 30.0
 """Seconds that a client has to read a long answer."""
 AT_ONCE = 64 * 1024
 """Bytes that are handed to a connection without waiting for the client to read."""
+WATCHED_AFTER_S = 0.25
+"""From when on a request is watched for a client who leaves: sooner answers cost less than watching for it."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -107,6 +109,7 @@ class Door:
 async def attended(work: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
     """The answer, unless the client goes away before: then the work is cancelled. Raises: Gone."""
     task, left = asyncio.current_task(), False
+    watcher: asyncio.Task[None] | None = None
     assert task is not None
 
     async def watch() -> None:
@@ -116,7 +119,11 @@ async def attended(work: Coroutine[Any, Any, Answer], receive: Receive) -> Answe
         left = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    later = asyncio.get_running_loop().call_later(WATCHED_AFTER_S, begin)
     try:
         return await work
     except asyncio.CancelledError:
@@ -125,7 +132,9 @@ async def attended(work: Coroutine[Any, Any, Answer], receive: Receive) -> Answe
         task.uncancel()
         raise Gone from None
     finally:
-        watcher.cancel()
+        later.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 async def send_whole(answer: Answer, send: Send) -> None:

@@ -319,24 +319,28 @@ def _ballot(value: Json) -> bool:
 # ---------------------------------------------------------------- replay
 
 
+REPLAYED = 10
+"""Successes that must be replayed, at least, to show that a candidate keeps them."""
+
+
 def replay(
     baseline: Mapping[str, float],
     candidate: Mapping[str, float],
     *,
     right: float = 0.8,
     regress: float = 0.05,
-    least: int = 10,
+    least: int = REPLAYED,
 ) -> Gate:
     """Whether the candidate keeps recent successes: example -> quality, of both, asked again now.
 
     What the baseline itself gets wrong now is nothing the candidate could break; of the others it may break the share
-    `regress`. A missing answer is no answer: it is named, and where fewer than `least` are left, or more answers are
-    missing than may be broken, nothing was shown and the gate stays shut.
+    `regress`, of fewer than ten as many as of ten. A missing answer is no answer: it is named, and where fewer than
+    `least` are left, or more answers are missing than may be broken, nothing was shown and the gate stays shut.
     """
     kept = sorted(example for example, quality in baseline.items() if quality >= right)
     missing = [example for example in kept if example not in candidate]
     broken = [example for example in kept if example in candidate and candidate[example] < right]
-    most = int(regress * len(kept) + 1e-9)
+    most = int(regress * max(len(kept), REPLAYED) + 1e-9)
     if len(kept) - len(missing) < least:
         told = f"{len(kept) - len(missing)} successes were replayed; at least {least} are needed"
         return Gate("replay", False, (told, *(f"no answer to {example!r}" for example in missing[:NAMED])))
