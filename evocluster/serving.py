@@ -49,6 +49,7 @@ from evocluster.release.bandit import assign
 from evocluster.release.breaker import Verdict
 from evocluster.release.content import contents
 from evocluster.release.exchange import Exchange
+from evocluster.release.settings import Gateway as Limits
 from evocluster.release.snapshot import Snapshot
 from evocluster.store.ledger import Ledger
 from evocluster.tasks.documents import read_documents
@@ -151,7 +152,7 @@ async def opened(
         load = partial(deployed, home, allow_code=allow_code)
         loaded = [await asyncio.to_thread(load, name) for name in wanted]
         units = [await _unit(held, home, one, replica, url, recording=recording, poll_s=poll_s) for one in loaded]
-        limits = loaded[0].settings.gateway
+        limits = widest([one.settings.gateway for one in loaded])
         sites = {deployment.name: _site(deployment, unit) for deployment, unit in zip(loaded, units, strict=True)}
         gateway = Gateway(sites, concurrency=limits.concurrency, queue=limits.queue)
         for unit in units:
@@ -229,6 +230,12 @@ async def _unit(
     intents = Intents(settings.intent)
     unit = Unit(name, settings, ledger, follower, recorder, heard, guard, shadow, intents, trained)
     return unit
+
+
+def widest(told: Sequence[Limits]) -> Limits:
+    """The limits of a process that serves several deployments: the largest of each, so that none is held back."""
+    names = ("body_limit", "concurrency", "queue", "header_timeout_s")
+    return told[0].model_copy(update={name: max(getattr(one, name) for one in told) for name in names})
 
 
 def classifier_file(home: Home, name: str) -> Path:

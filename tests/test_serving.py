@@ -100,6 +100,19 @@ async def test_openais_client_is_answered_and_recorded(where: Home) -> None:
     assert where.ledger.find("replicas") == []
 
 
+async def test_a_process_of_several_deployments_holds_none_of_them_to_anothers_limits(where: Home) -> None:
+    narrow, wide = ["online.gateway.body_limit=400", "online.gateway.queue=9"], ["online.gateway.body_limit=5000"]
+    for name, sets in (("a", narrow), ("z", wide)):
+        deploy(made(), name, where, genome="start", now=0.0, sets=sets)
+    long = "the thing looks red " + "x" * 600
+    async with serving(where, "a", "z") as both, both.client() as client:
+        assert (await ask(client, long, "z"))[0].choices[0].message.content == "red"
+        assert (both.web.door.limits.body_limit, both.web.door.limits.queue) == (5000, 512)
+    async with serving(where, "a") as alone, alone.client() as client:
+        with pytest.raises(openai.APIStatusError, match="allowed: 400 bytes"):
+            await ask(client, long, "a")
+
+
 async def test_without_bodies_only_facts_are_kept(where: Home) -> None:
     async with serving(where, recording=False) as made_web, made_web.client() as client:
         await ask(client)
