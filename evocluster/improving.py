@@ -266,7 +266,8 @@ class Improving:
         after = await opened.qualities(candidate, drawn.examples)
         # What nearly always fails has few successes to lose, and is not to stay as it is for that.
         failing = sum(found.failed(rules.quality) for _, found in said) >= rules.least
-        least = min(gates.REPLAYED, len(drawn.examples)) if failing else gates.REPLAYED
+        kept = sum(quality >= rules.quality for quality in before.values())
+        least = min(gates.REPLAYED, kept) if failing and len(before) == len(drawn.examples) else gates.REPLAYED
         return [*asked, gates.replay(before, after, right=rules.quality, regress=rules.regress, least=least)]
 
     def _both(self, experiment: Row) -> tuple[Snapshot, Snapshot]:

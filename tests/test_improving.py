@@ -10,7 +10,7 @@ import pytest
 
 from evocluster import config as configs
 from evocluster.deploying import Home, first
-from evocluster.improving import Improving, working
+from evocluster.improving import Improving, Opened, working
 from evocluster.online.cycle import Trigger
 from evocluster.records import Json
 from evocluster.release.exchange import Exchange
@@ -140,3 +140,19 @@ async def test_few_successes_of_few_answers_show_nothing(home: Home) -> None:
     assert row is not None
     assert (row["stage"], row["outcome"]) == ("done", "rejected")
     assert "6 successes were replayed; at least 10 are needed" in row["why"]
+
+
+async def test_where_nobody_answers_nothing_was_shown(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: Any) -> dict[str, float]:
+        return {}
+
+    monkeypatch.setattr(Opened, "qualities", away)
+    now = NOW + 7200
+    answered(home, 0, [number in (5, 50) for number in range(96)], NOW, "no")
+    async with working(Place(str(home.folder))) as (_, cycle):
+        queued = await cycle.evolve("d", now, Trigger(kind="hand"), ("memory",))
+        await cycle.promote("d", now)
+    row = home.ledger.first("experiments", {"id": queued["memory"]})
+    assert row is not None
+    assert (row["stage"], row["outcome"]) == ("done", "rejected")
+    assert "0 successes were replayed; at least 10 are needed" in row["why"]
