@@ -134,6 +134,8 @@ async def test_the_synchronous_client_and_feedback() -> None:
 
 
 @pytest.mark.slow
+# litellm ignores it when it is imported, which lasts for that one test: pytest gives each its own filters.
+@pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier:UserWarning")
 async def test_litellm_is_a_client_too() -> None:
     def ask(url: str) -> None:
         import litellm
