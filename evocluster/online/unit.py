@@ -86,13 +86,13 @@ class Heard:
         """
         where = {"deployment": row["deployment"], "request_id": row["request_id"], "state": "accepted"}
         found = self._ledger.find("feedback", {**where, "metric": ("in", rewarding(self._settings))})
-        before = [one for one in found if _since(one) < _since(row)]
+        before = [one for one in found if _order(one) < _order(row)]
         worths = [reward(one["metric"], one["value"], self._settings) for one in before]
         said = {worth < self._settings.judge.passes for worth in worths if worth is not None}
         return True in said or failed in said
 
 
-def _since(row: Row) -> tuple[float, str]:
+def _order(row: Row) -> tuple[float, str]:
     return row["received_at"], row["feedback_id"]
 
 
